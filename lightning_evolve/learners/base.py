@@ -1,0 +1,38 @@
+"""The contract of a learner: encoded inputs to logits, and nothing of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from lightning_evolve.tasks import DataSpec
+
+
+class Learner(nn.Module):
+    """A base classifier theta: ``forward(**inputs) -> logits`` of shape ``[rows, num_classes]``.
+
+    The output layer is named ``head`` and the first layer as ``first_layer`` says, so that what
+    adapts and what gets a learning rate of its own can be told by name in every architecture.
+    A learner is a deterministic function of its parameters and inputs (no dropout unless asked
+    for), so that an inner loop is one too.
+
+    Args:
+        spec: what the data looks like.
+
+    Attributes:
+        first_layer: prefix of the names of the embedding's or first layer's parameters.
+        second_order: set by the engine while it differentiates through gradients; a learner
+            with an implementation that is fast but differentiable only once takes the other one.
+    """
+
+    first_layer: str = ""
+    second_order: bool = False
+
+    def __init__(self, spec: DataSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+
+LearnerFactory = Callable[[DataSpec], Learner]
+"""Builds a learner once the data is known: a learner's class, or a ``functools.partial`` of it."""
