@@ -1,0 +1,161 @@
+r"""The inner loop: a learner adapts to a task under an update rule.
+
+.. math::
+    \theta_{k+1} = \theta_k + \alpha \, g_\phi(\nabla_\theta L_{\mathrm{support}}(\theta_k),
+    \theta_k, s_k)
+
+Everything is functional: the learner's own parameters are read, never written, so theta_K is a
+function of phi and theta_0 that can be differentiated (``graph="full"``), differentiated without
+the Hessian (``"first_order"``, Finn et al. 2017, section 5.2), or just computed (``"none"``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+
+from lightning_evolve.learners.base import Learner
+from lightning_evolve.meta_learners.base import MetaLearner, State
+from lightning_evolve.tasks import Batch, Task, Tensors
+
+Graph = Literal["none", "first_order", "full"]
+
+
+class Adapted(NamedTuple):
+    """A learner after an inner step.
+
+    Args:
+        theta: its adapting parameters.
+        state: what the update rule remembers.
+    """
+
+    theta: Tensors
+    state: State
+
+
+def logits(learner: Learner, theta: Tensors, batch: Batch, *, second_order: bool = False) -> Tensor:
+    """Runs a learner with other parameters than its own.
+
+    Args:
+        learner: the base classifier; parameters that ``theta`` does not name stay its own.
+        theta: the adapting parameters, by name.
+        batch: rows to classify.
+        second_order: whether the result will be differentiated twice.
+
+    Returns:
+        Logits of shape ``[rows, num_classes]``.
+    """
+    learner.second_order = second_order
+    out: Tensor = functional_call(learner, theta, (), batch.inputs)
+    return out
+
+
+def inner_steps(
+    learner: Learner,
+    meta_learner: MetaLearner,
+    start: Adapted,
+    task: Task,
+    *,
+    alpha: float,
+    steps: range,
+    graph: Graph = "none",
+) -> Iterator[Adapted]:
+    """Yields theta and the rule's state after each inner step on a task's support set.
+
+    Args:
+        learner: the base classifier.
+        meta_learner: the update rule.
+        start: where to begin.
+        task: step ``k`` adapts on ``task.support[k % len(task.support)]``.
+        alpha: inner step size.
+        steps: numbers of the inner steps to take, such as ``range(K)``.
+        graph: whether, and how completely, the result remembers how it depends on phi and
+            theta_0.
+
+    Yields:
+        The learner after each step.
+    """
+    theta, state = start
+    for k in steps:
+        batch = task.support[k % len(task.support)]
+        with torch.enable_grad():
+            at = theta if graph == "full" else detached(theta, requires_grad=True)
+            second_order = graph == "full"
+            loss = functional.cross_entropy(
+                logits(learner, at, batch, second_order=second_order), batch.labels
+            )
+            # Parameters that the loss does not reach (an unused pooler) get zeros and stay.
+            gradients = torch.autograd.grad(
+                loss, list(at.values()), create_graph=second_order, materialize_grads=True
+            )
+        with torch.set_grad_enabled(graph != "none"):
+            grads = dict(zip(theta, gradients, strict=True))
+            direction, state = meta_learner(grads, theta, state)
+            moved = torch._foreach_add(list(theta.values()), list(direction.values()), alpha=alpha)
+            theta = dict(zip(theta, moved, strict=True))
+        yield Adapted(theta, state)
+
+
+def adapt(
+    learner: Learner,
+    meta_learner: MetaLearner,
+    theta: Tensors,
+    task: Task,
+    *,
+    alpha: float,
+    steps: int,
+    graph: Graph = "none",
+) -> Adapted:
+    """Adapts a learner to a task: K inner steps from theta.
+
+    Args:
+        learner: the base classifier.
+        meta_learner: the update rule.
+        theta: the adapting parameters to begin from, by name.
+        task: what to adapt to.
+        alpha: inner step size.
+        steps: number of inner steps K.
+        graph: as in :func:`inner_steps`.
+
+    Returns:
+        The adapted parameters and the rule's last state.
+
+    Example:
+        >>> from lightning_evolve.learners import Head
+        >>> from lightning_evolve.meta_learners import Adam
+        >>> from lightning_evolve.tasks import DataSpec
+        >>> learner = Head(DataSpec(num_classes=2, shape=(3,)))
+        >>> theta = detached(dict(learner.named_parameters()))
+        >>> x, y = {"features": torch.randn(4, 3)}, torch.tensor([0, 1, 0, 1])
+        >>> task = Task((Batch(x, y, torch.arange(4)),), Batch(x, y, torch.arange(4)))
+        >>> adapt(learner, Adam(theta), theta, task, alpha=0.01, steps=3).state.step
+        3
+    """
+    adapted = Adapted(theta, meta_learner.init(theta))
+    for adapted in inner_steps(  # noqa: B007
+        learner, meta_learner, adapted, task, alpha=alpha, steps=range(steps), graph=graph
+    ):
+        pass
+    return adapted
+
+
+def detached(tensors: Tensors, *, requires_grad: bool = False) -> Tensors:
+    """Returns the same values as new leaves of the autograd graph.
+
+    Args:
+        tensors: named tensors.
+        requires_grad: whether the leaves ask for a gradient.
+    """
+    return {name: t.detach().requires_grad_(requires_grad) for name, t in tensors.items()}
+
+
+def detached_state(state: State) -> State:
+    """Returns a rule's state cut off from the autograd graph."""
+    return State(
+        state.step, {kind: detached(values) for kind, values in state.accumulators.items()}
+    )

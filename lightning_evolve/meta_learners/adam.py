@@ -1,0 +1,89 @@
+"""Adam and AdamW, with parameter groups: the rules to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import torch
+
+from lightning_evolve.errors import UsageError
+from lightning_evolve.meta_learners.base import MetaLearner, State, named
+from lightning_evolve.meta_learners.moments import adam_moments
+from lightning_evolve.tasks import Tensors
+
+
+class Adam(MetaLearner):
+    r"""Adam (Kingma and Ba 2015), optionally with parameter groups of different rates.
+
+    .. math:: d = - r \, \frac{\hat m}{\sqrt{\hat v} + \epsilon} - \lambda \theta
+
+    Args:
+        params: the parameters that will adapt.
+        betas: decays of the moments.
+        eps: added to the root.
+        weight_decay: decoupled decay lambda, per unit of alpha (Loshchilov and Hutter 2019).
+        ratios: rate r of a parameter group over alpha, by a pattern of names such as
+            ``{"embedding.*": 30.0}``; parameters that no pattern names have the ratio 1.
+
+    Raises:
+        UsageError: if a pattern names no parameter.
+    """
+
+    accumulators = ("m", "v")
+
+    def __init__(
+        self,
+        params: Tensors,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        ratios: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(params)
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        for pattern in ratios or {}:
+            if not any(fnmatchcase(name, pattern) for name in params):
+                known = ", ".join(params)
+                raise UsageError(f"ratios: {pattern!r} names none of the parameters {known}")
+        self.ratios = [
+            next((r for p, r in (ratios or {}).items() if fnmatchcase(name, p)), 1.0)
+            for name in params
+        ]
+        self.grouped = bool(ratios)
+
+    def forward(self, grads: Tensors, params: Tensors, state: State) -> tuple[Tensors, State]:
+        """See :class:`MetaLearner`."""
+        moments = adam_moments(grads, state, self.betas, self.eps)
+        direction = moments.direction
+        if self.grouped:
+            direction = list(torch._foreach_mul(direction, self.ratios))
+        if self.weight_decay:
+            direction = list(
+                torch._foreach_add(direction, list(params.values()), alpha=-self.weight_decay)
+            )
+        return named(self.names, direction), moments.state
+
+
+class AdamW(Adam):
+    """Adam with torch's default decoupled weight decay of 0.01 (Loshchilov and Hutter 2019).
+
+    Args:
+        params: the parameters that will adapt.
+        betas: decays of the moments.
+        eps: added to the root.
+        weight_decay: decay per unit of alpha.
+        ratios: as in :class:`Adam`.
+    """
+
+    def __init__(
+        self,
+        params: Tensors,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        ratios: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(params, betas=betas, eps=eps, weight_decay=weight_decay, ratios=ratios)

@@ -1,0 +1,136 @@
+"""Classifier: plain fine-tuning with any torch optimizer, the baseline one would take instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_evolve.errors import UsageError
+from lightning_evolve.learners.base import LearnerFactory
+from lightning_evolve.modules.checkpoints import check_same_tensors, saved_entry
+from lightning_evolve.modules.metrics import PooledMetrics
+from lightning_evolve.modules.theta import build
+from lightning_evolve.tasks import Batch, DataSpec, Task
+
+
+class Classifier(L.LightningModule):
+    """Fine-tunes a learner on ordinary data by an optimizer of torch.
+
+    It takes the same data modules as :class:`EvolvingClassifier`: the support and the query of a
+    mini-batch pair are one mini-batch to it, so both have seen the same rows after each step.
+
+    Args:
+        learner: builds the base classifier from the data's :class:`DataSpec`.
+        optimizer: an optimizer of torch such as ``{class_path: torch.optim.AdamW, init_args:
+            {lr: 1e-3}}``; AdamW at 1e-3 if not given.
+        lr_scheduler: a scheduler of torch, stepped after every batch.
+        seed: of the initial weights.
+
+    Raises:
+        UsageError: if the data are few-shot tasks, whose classes mean something else each time.
+    """
+
+    def __init__(
+        self,
+        learner: LearnerFactory,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.learner_factory, self.optimizer, self.lr_scheduler = learner, optimizer, lr_scheduler
+        self.seed = seed
+        self.spec: DataSpec | None = None
+
+    def configure_model(self) -> None:
+        """Builds the learner once the data is known (Lightning calls it before training)."""
+        if self.spec is None:
+            self.build(self.trainer.datamodule.spec)  # type: ignore[attr-defined]
+
+    def build(self, spec: DataSpec) -> None:
+        """Builds the learner; needed by hand only where no Trainer does it.
+
+        Args:
+            spec: what the data looks like.
+        """
+        self.spec = spec
+        self.learner = build(self.learner_factory, spec, self.seed)
+        self.val_metrics = PooledMetrics(spec.num_classes, "val/")
+        self.test_metrics = PooledMetrics(spec.num_classes, "test/")
+
+    def configure_optimizers(self) -> Any:
+        """Returns the optimizer, and the scheduler where there is one."""
+        make = self.optimizer or (lambda params: torch.optim.AdamW(params, lr=1e-3))
+        optimizer = make(self.learner.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        schedule = {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def training_step(self, batch: list[Task], batch_idx: int) -> Tensor:
+        """Returns the cross-entropy over all rows of the step's mini-batch pairs."""
+        parts = [part for task in batch for part in (*task.support, task.query)]
+        labels = torch.cat([part.labels for part in parts])
+        predictions = torch.cat([self.learner(**part.inputs) for part in parts])
+        loss = functional.cross_entropy(predictions, labels)
+        accuracy = (predictions.argmax(dim=-1) == labels).float().mean()
+        values = {"train/loss": loss.detach(), "train/accuracy": accuracy}
+        self.log_dict(values, prog_bar=True, sync_dist=True, batch_size=len(labels))
+        return loss
+
+    def _rows(self, batch: Batch | list[Task]) -> Batch:
+        if not isinstance(batch, Batch):
+            raise UsageError(
+                "Classifier learns fixed classes and the data are few-shot tasks; "
+                "use BatchStream, or the model EvolvingClassifier"
+            )
+        return batch
+
+    def validation_step(self, batch: Batch | list[Task], batch_idx: int) -> None:
+        """Scores rows of the validation split."""
+        rows = self._rows(batch)
+        self.val_metrics.update(self.learner(**rows.inputs), rows.labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the metrics over the whole split; ``val/reward`` is minus the loss."""
+        values = self.val_metrics.compute()
+        self.log_dict({**values, "val/reward": -values["val/loss"]}, prog_bar=True)
+        self.val_metrics.reset()
+
+    def test_step(self, batch: Batch | list[Task], batch_idx: int) -> None:
+        """Scores rows of the test split."""
+        rows = self._rows(batch)
+        self.test_metrics.update(self.learner(**rows.inputs), rows.labels)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the metrics over the whole split."""
+        self.log_dict(self.test_metrics.compute())
+        self.test_metrics.reset()
+
+    def predict_step(self, batch: Batch | list[Task], batch_idx: int) -> list[dict[str, Tensor]]:
+        """Returns ``rows``, ``predicted`` classes and their ``probability``."""
+        rows = self._rows(batch)
+        probability, predicted = self.learner(**rows.inputs).softmax(dim=-1).max(dim=-1)
+        return [{"rows": rows.rows, "predicted": predicted, "probability": probability}]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the shape of the data, so that the checkpoint can be loaded by itself."""
+        assert self.spec is not None, "nothing is saved before configure_model"
+        checkpoint["lightning_evolve"] = {"spec": dict(vars(self.spec))}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Builds the learner where no Trainer did.
+
+        Raises:
+            UsageError: if the checkpoint is of another model.
+        """
+        spec = saved_entry(checkpoint)["spec"]
+        if self.spec is None:
+            self.build(DataSpec(**spec))
+        check_same_tensors(self.state_dict(), checkpoint["state_dict"])

@@ -1,0 +1,389 @@
+"""EvolvingClassifier: a learner that evolves under a meta-learner, with two optimizers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lightning_evolve.errors import UsageError
+from lightning_evolve.estimators import Episode, Estimate, Estimator, EvolutionStrategies
+from lightning_evolve.inner_loop import Adapted, detached, inner_steps, logits
+from lightning_evolve.learners.base import LearnerFactory
+from lightning_evolve.meta_learners import Gains, MetaLearnerFactory, State
+from lightning_evolve.modules.checkpoints import check_same_tensors, saved_entry
+from lightning_evolve.modules.metrics import PerTaskMetrics, PooledMetrics
+from lightning_evolve.modules.theta import adapting, build
+from lightning_evolve.rewards import NegativeLoss, Reward
+from lightning_evolve.tasks import Batch, DataSpec, Task, Tensors
+
+
+class EvolvingClassifier(L.LightningModule):
+    r"""Improves a classifier by a learned update, and the update by the reward that follows.
+
+    .. math::
+        \theta \leftarrow \theta + \alpha \, g_\phi, \qquad
+        \phi \leftarrow \phi + \beta \, \nabla_\phi \, E[R(\theta + \alpha g_\phi)]
+
+    One batch is one outer step. Manual optimization with two optimizers: SGD applies the
+    averaged direction to theta with step alpha (persistent theta), Adam moves phi with step beta
+    along the meta-gradient. Only the outer optimizer counts in ``global_step``, so ``max_steps``
+    and ``every_n_train_steps`` count outer steps.
+
+    Args:
+        learner: builds the base classifier theta from the data's :class:`DataSpec`.
+        meta_learner: builds the update rule phi from theta's tensors; ``Gains`` if not given,
+            with its schedule over ``steps``.
+        estimator: how to get the meta-gradient; ``EvolutionStrategies`` if not given.
+        reward: score of the query set; ``NegativeLoss`` if not given.
+        alpha: inner step size.
+        beta: outer step size, on phi and, where ``learn_init``, on the initial theta.
+        steps: inner steps K an episode.
+        measurements: at how many evenly spaced inner steps the reward is measured, the last one
+            among them; the episode's reward is their mean. More of them reward speed.
+        theta: ``"episodic"`` starts each task from the initial theta; ``"persistent"`` carries
+            theta and the rule's state on along the stream.
+        learn_init: learn the initial theta too (MAML, Finn et al. 2017).
+        adapt: which parameters adapt: ``all``, ``head``, or patterns of names.
+        clip: largest norm of the meta-gradient, 0 for none.
+        beta_schedule: ``"cosine"`` lets beta fall to 0 over the run.
+        seed: of the initial theta and of the estimator's noise.
+
+    Raises:
+        UsageError: for a number out of range or a combination that cannot work.
+    """
+
+    def __init__(
+        self,
+        learner: LearnerFactory,
+        meta_learner: MetaLearnerFactory | None = None,
+        estimator: Estimator | None = None,
+        reward: Reward | None = None,
+        *,
+        alpha: float = 1e-3,
+        beta: float = 0.03,
+        steps: int = 10,
+        measurements: int = 1,
+        theta: Literal["episodic", "persistent"] = "episodic",
+        learn_init: bool = False,
+        adapt: list[str] | None = None,
+        clip: float = 1.0,
+        beta_schedule: Literal["constant", "cosine"] = "constant",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        for name, value in (("alpha", alpha), ("beta", beta)):
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} is {value}; give a finite number above 0")
+        if not (math.isfinite(clip) and clip >= 0):
+            raise UsageError(f"clip is {clip}; give a number above 0, or 0 for no clipping")
+        if steps < 1:
+            raise UsageError(f"steps is {steps}; an episode takes at least 1 inner step")
+        if not 1 <= measurements <= steps:
+            raise UsageError(f"measurements is {measurements}; give 1 to steps ({steps})")
+        if learn_init and theta == "persistent":
+            raise UsageError(
+                "learn_init with persistent theta: theta never returns to its initial value; "
+                "use theta: episodic, or learn_init: false"
+            )
+        self.estimator = estimator or EvolutionStrategies()
+        self.reward = reward or NegativeLoss()
+        # The j-th of n measurements comes after step K * j / n, rounded up.
+        self.measured = tuple(-(-steps * (j + 1) // measurements) for j in range(measurements))
+        self.estimator.check(
+            reward=self.reward, steps=steps, measured=self.measured, learn_init=learn_init
+        )
+        self.learner_factory = learner
+        self.meta_learner_factory = meta_learner or (lambda params: Gains(params, horizon=steps))
+        self.alpha, self.beta, self.steps = alpha, beta, steps
+        self.persistent, self.learn_init, self.adapt = theta == "persistent", learn_init, adapt
+        self.clip, self.beta_schedule, self.seed = clip, beta_schedule, seed
+        self.spec: DataSpec | None = None
+        self.state: State | None = None
+
+    # ---------------------------------------------------------------- building
+
+    def configure_model(self) -> None:
+        """Builds theta and phi once the data is known (Lightning calls it before training)."""
+        if self.spec is not None:
+            return
+        self.build(self.trainer.datamodule.spec)  # type: ignore[attr-defined]
+
+    def build(self, spec: DataSpec) -> None:
+        """Builds theta and phi; needed by hand only where no Trainer does it.
+
+        Args:
+            spec: what the data looks like.
+        """
+        self.spec = spec
+        self.learner = build(self.learner_factory, spec, self.seed)
+        # Theta is in the state_dict and broadcast by DDP, but only phi is in the reducer.
+        self.learner.requires_grad_(False)
+        self.meta_learner = self.meta_learner_factory(self.theta())
+        if self.learn_init:
+            for p in self.theta().values():
+                p.requires_grad_(True)
+        self.state = self.meta_learner.init(detached(self.theta()))
+        metrics = PooledMetrics if self.persistent else PerTaskMetrics
+        self.val_metrics = metrics(spec.num_classes, "val/")
+        self.test_metrics = metrics(spec.num_classes, "test/")
+
+    def theta(self) -> Tensors:
+        """Returns the adapting parameters of the learner by name: the initial or current theta."""
+        return adapting(self.learner, self.adapt or ["all"])
+
+    def start(self) -> Adapted:
+        """Returns where an episode begins: theta, and a fresh or the persistent state."""
+        theta = self.theta() if self.learn_init else detached(self.theta())
+        if self.persistent:
+            assert self.state is not None, "build() comes first"
+            self.state = _on_devices_of(self.state, theta)
+            return Adapted(theta, self.state)
+        return Adapted(theta, self.meta_learner.init(detached(theta)))
+
+    def configure_optimizers(self) -> Any:
+        """Returns the inner optimizer on theta and the outer one on phi with its schedule."""
+        # A rule without phi leaves the group empty: the outer step then only counts.
+        groups = [{"params": list(self.meta_learner.phi().values())}]
+        if self.learn_init:
+            groups.append({"params": list(self.theta().values())})
+        inner = torch.optim.SGD(self.theta().values(), lr=self.alpha)
+        outer = torch.optim.Adam(groups, lr=self.beta)
+        schedule = torch.optim.lr_scheduler.LambdaLR(outer, lambda _: 1.0)
+        if self.beta_schedule == "cosine":
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+                outer, T_max=int(self.trainer.estimated_stepping_batches)
+            )
+        return [inner, outer], [schedule]
+
+    # ---------------------------------------------------------------- training
+
+    def episode(self, task: Task) -> Episode:
+        """Returns the episode that the estimator plays on a task."""
+        return Episode(
+            learner=self.learner,
+            meta_learner=self.meta_learner,
+            start=self.start(),
+            task=task,
+            alpha=self.alpha,
+            steps=self.steps,
+            reward=self.reward,
+            measured=self.measured,
+            seed=self.seed,
+            carries_on=self.persistent,
+        )
+
+    def training_step(self, batch: list[Task], batch_idx: int) -> None:
+        """One outer step on this process's share of the tasks."""
+        estimates = [self.estimator(self.episode(task)) for task in batch]
+        self._outer_step(estimates)
+        if self.persistent:
+            self._carry_on([estimate.adapted for estimate in estimates])
+        self._log_training(batch, estimates)
+
+    def _outer_step(self, estimates: list[Estimate]) -> None:
+        """Moves phi (and a learned initial theta) by beta along the mean estimate."""
+        _, outer = self.optimizers()  # type: ignore[misc]
+        uphill = [(p, [e.phi[n] for e in estimates]) for n, p in self.meta_learner.phi().items()]
+        if self.learn_init:
+            uphill += [(p, [e.theta[n] for e in estimates]) for n, p in self.theta().items()]
+        outer.zero_grad()
+        if uphill:
+            # A linear function of phi whose gradient is minus the estimate: the way through
+            # manual_backward is the only one on which DDP averages over processes.
+            objective = -torch.stack(
+                [(p * torch.stack(g).mean(dim=0)).sum() for p, g in uphill]
+            ).sum()
+            self.manual_backward(objective)
+            if self.clip:
+                self.clip_gradients(
+                    outer, gradient_clip_val=self.clip, gradient_clip_algorithm="norm"
+                )
+        outer.step()
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+
+    def _carry_on(self, adapted: list[Adapted]) -> None:
+        """Applies the direction averaged over tasks and processes, and averages the state."""
+        theta, steps = self.theta(), adapted[0].state.step
+        kinds = list(adapted[0].state.accumulators)
+        # One vector, one all-reduce, however many tensors there are.
+        flat = torch.stack(
+            [_flatten([*a.theta.values(), *_values(a.state, kinds)]) for a in adapted]
+        ).mean(dim=0)
+        flat = self.trainer.strategy.reduce(flat, reduce_op="mean")
+        shapes = list(theta.values()) * (1 + len(kinds))
+        parts = [
+            part.view_as(p)
+            for part, p in zip(flat.split([p.numel() for p in shapes]), shapes, strict=True)
+        ]
+        # The raw optimizer, not Lightning's wrapper: global_step counts outer steps only.
+        inner = self.trainer.optimizers[0]
+        for p, moved in zip(theta.values(), parts[: len(theta)], strict=True):
+            p.grad = (p.detach() - moved) / self.alpha
+        inner.step()
+        inner.zero_grad()
+        rest = iter(parts[len(theta) :])
+        self.state = State(steps, {kind: {name: next(rest) for name in theta} for kind in kinds})
+
+    def _log_training(self, batch: list[Task], estimates: list[Estimate]) -> None:
+        losses, correct = [], []
+        for task, estimate in zip(batch, estimates, strict=True):
+            labels = task.query.labels
+            losses.append(torch.nn.functional.cross_entropy(estimate.logits, labels))
+            correct.append((estimate.logits.argmax(dim=-1) == labels).float().mean())
+        values = {
+            "train/reward": torch.stack([e.reward for e in estimates]).mean(),
+            "train/loss": torch.stack(losses).mean(),
+            "train/accuracy": torch.stack(correct).mean(),
+        }
+        self.log_dict(values, prog_bar=True, sync_dist=True, batch_size=len(batch))
+
+    # ---------------------------------------------------------------- evaluation
+
+    def adapted_logits(self, task: Task) -> tuple[Tensor, Tensor]:
+        """Adapts to a task and predicts its query set.
+
+        Args:
+            task: with persistent theta its support batches are taken once each, else K steps.
+
+        Returns:
+            Logits after the last step, and the mean reward over the measured steps.
+        """
+        steps = len(task.support) if self.persistent else self.steps
+        rewards = []
+        # Lightning may evaluate under inference mode, where nothing can be differentiated.
+        with torch.inference_mode(False), torch.no_grad():
+            task = _outside_inference(task)
+            start = self.start()
+            start = Adapted(detached(start.theta), start.state)
+            for k, adapted in enumerate(
+                inner_steps(
+                    self.learner,
+                    self.meta_learner,
+                    start,
+                    task,
+                    alpha=self.alpha,
+                    steps=range(steps),
+                ),
+                start=1,
+            ):
+                if k == steps or k in self.measured:
+                    predictions = logits(self.learner, adapted.theta, task.query)
+                    rewards.append(self.reward(predictions, task.query.labels))
+        return predictions, torch.stack(rewards).mean()
+
+    def _evaluate(self, batch: Batch | list[Task], metrics: Any, prefix: str) -> None:
+        if isinstance(batch, Batch):
+            predictions = logits(self.learner, detached(self.theta()), batch)
+            scored = [(predictions, batch.labels, self.reward(predictions, batch.labels))]
+        else:
+            scored = [
+                (predictions, task.query.labels, reward)
+                for task in batch
+                for predictions, reward in [self.adapted_logits(task)]
+            ]
+        for predictions, labels, reward in scored:
+            metrics.update(predictions, labels)
+            self.log(
+                f"{prefix}/reward",
+                reward,
+                on_epoch=True,
+                sync_dist=True,
+                batch_size=len(labels),
+                prog_bar=prefix == "val",
+            )
+
+    def validation_step(self, batch: Batch | list[Task], batch_idx: int) -> None:
+        """Scores held-out tasks after adaptation, or ordinary rows by theta as it is."""
+        self._evaluate(batch, self.val_metrics, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the metrics over the whole split."""
+        self._log_metrics(self.val_metrics, prog_bar=True)
+
+    def test_step(self, batch: Batch | list[Task], batch_idx: int) -> None:
+        """As in validation, on the test split."""
+        self._evaluate(batch, self.test_metrics, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the metrics over the whole split."""
+        self._log_metrics(self.test_metrics)
+
+    def _log_metrics(self, metrics: Any, prog_bar: bool = False) -> None:
+        # compute() gathers over processes by itself.
+        self.log_dict(metrics.compute(), prog_bar=prog_bar, rank_zero_only=False)
+        metrics.reset()
+
+    def predict_step(self, batch: Batch | list[Task], batch_idx: int) -> list[dict[str, Tensor]]:
+        """Predicts rows, after adaptation where a batch is made of tasks.
+
+        Returns:
+            For each batch or task: ``rows``, ``predicted`` classes and their ``probability``.
+        """
+        if isinstance(batch, Batch):
+            pairs = [(batch, logits(self.learner, detached(self.theta()), batch))]
+        else:
+            pairs = [(task.query, self.adapted_logits(task)[0]) for task in batch]
+        results = []
+        for rows, predictions in pairs:
+            probability, predicted = predictions.softmax(dim=-1).max(dim=-1)
+            results.append({"rows": rows.rows, "predicted": predicted, "probability": probability})
+        return results
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the persistent state of the rule and the shape of the data."""
+        assert self.spec is not None, "nothing is saved before configure_model"
+        assert self.state is not None, "build() sets the state"
+        checkpoint["lightning_evolve"] = {
+            "spec": dict(vars(self.spec)),
+            "state": {"step": self.state.step, "accumulators": self.state.accumulators},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Builds theta and phi where no Trainer did, and takes the rule's state.
+
+        Raises:
+            UsageError: if the checkpoint is of another learner, rule or dataset.
+        """
+        saved = saved_entry(checkpoint, "state")
+        if self.spec is None:
+            self.build(DataSpec(**saved["spec"]))
+        check_same_tensors(self.state_dict(), checkpoint["state_dict"])
+        self.state = State(saved["state"]["step"], saved["state"]["accumulators"])
+
+
+def _on_devices_of(state: State, theta: Tensors) -> State:
+    """Follows theta to its device; the state is no parameter, so Lightning does not move it."""
+    return State(
+        state.step,
+        {
+            kind: {name: t.to(theta[name].device) for name, t in tensors.items()}
+            for kind, tensors in state.accumulators.items()
+        },
+    )
+
+
+def _values(state: State, kinds: list[str]) -> list[Tensor]:
+    return [t for kind in kinds for t in state.accumulators[kind].values()]
+
+
+def _flatten(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def _outside_inference(task: Task) -> Task:
+    """Copies tensors that were made under inference mode; others are passed through."""
+
+    def usable(t: Tensor) -> Tensor:
+        return t.clone() if t.is_inference() else t
+
+    def batch(b: Batch) -> Batch:
+        return Batch({k: usable(v) for k, v in b.inputs.items()}, usable(b.labels), usable(b.rows))
+
+    return task._replace(support=tuple(batch(b) for b in task.support), query=batch(task.query))

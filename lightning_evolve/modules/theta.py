@@ -1,0 +1,52 @@
+"""Which of a learner's parameters adapt, and building one that depends on nothing but a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import torch
+
+from lightning_evolve.errors import UsageError
+from lightning_evolve.learners.base import Learner, LearnerFactory
+from lightning_evolve.tasks import DataSpec, Tensors
+
+
+def build(learner: LearnerFactory, spec: DataSpec, seed: int) -> Learner:
+    """Builds a learner whose initial weights are a function of the seed alone.
+
+    Args:
+        learner: a learner's class or a ``functools.partial`` of it.
+        spec: what the data looks like.
+        seed: of the initial weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return learner(spec)
+
+
+def adapting(learner: Learner, patterns: Sequence[str]) -> Tensors:
+    """Returns the parameters that the inner loop adapts, in the learner's order.
+
+    Args:
+        learner: the base classifier.
+        patterns: ``"all"``, ``"head"``, or shell patterns of parameter names such as
+            ``"encoder.layer.5.*"``.
+
+    Raises:
+        UsageError: if a pattern names no parameter.
+
+    Example:
+        >>> from lightning_evolve.learners import Head
+        >>> list(adapting(Head(DataSpec(num_classes=2, shape=(3,))), ["head"]))
+        ['head.weight', 'head.bias']
+    """
+    parameters = dict(learner.named_parameters())
+    globs = [{"all": "*", "head": "head.*"}.get(pattern, pattern) for pattern in patterns]
+    for pattern, glob in zip(patterns, globs, strict=True):
+        if not any(fnmatchcase(name, glob) for name in parameters):
+            shown = ", ".join(list(parameters)[:8])
+            raise UsageError(f"adapt: {pattern!r} names no parameter; there are {shown}, ...")
+    return {
+        name: p for name, p in parameters.items() if any(fnmatchcase(name, glob) for glob in globs)
+    }
