@@ -24,24 +24,28 @@ class Linear(MetaLearner):
 
     Args:
         params: the parameters that will adapt.
+        eps: added to the root of Adam's second moment.
     """
 
     accumulators = ("m", "v")
 
-    def __init__(self, params: Tensors) -> None:
+    def __init__(self, params: Tensors, *, eps: float = 1e-8) -> None:
         super().__init__(params)
+        self.eps = eps
         self.layer = nn.Linear(3, 1, bias=False)
         with torch.no_grad():
             self.layer.weight.copy_(torch.tensor([[0.0, 0.0, -1.0]]))
 
     def forward(self, grads: Tensors, params: Tensors, state: State) -> tuple[Tensors, State]:
         """See :class:`MetaLearner`."""
-        moments = adam_moments(grads, state)
-        by_gradient, by_momentum, by_adam = self.layer.weight[0].unbind()
-        direction = torch._foreach_mul(normalise(list(grads.values())), by_gradient)
-        direction = torch._foreach_add(
-            direction, torch._foreach_mul(normalise(moments.m), by_momentum)
-        )
+        moments = adam_moments(grads, state, eps=self.eps)
         # moments.direction carries Adam's minus sign already.
-        direction = torch._foreach_add(direction, torch._foreach_mul(moments.direction, -by_adam))
+        sign = torch.tensor([1.0, 1.0, -1.0]).to(self.layer.weight)
+        terms = (normalise(list(grads.values())), normalise(moments.m), moments.direction)
+        weights = (self.layer.weight[0] * sign).unbind()
+        products = [
+            torch._foreach_mul(term, [weight] * len(term))
+            for term, weight in zip(terms, weights, strict=True)
+        ]
+        direction = torch._foreach_add(torch._foreach_add(products[0], products[1]), products[2])
         return named(self.names, direction), moments.state
