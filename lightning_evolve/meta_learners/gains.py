@@ -1,4 +1,4 @@
-"""Learned per-tensor gains and a learned schedule over Adam's direction: the default rule."""
+"""Learned gains, sharing and schedule over an Adam-like direction: the default rule."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from lightning_evolve.tasks import Tensors
 
 
 class Gains(MetaLearner):
-    r"""A gain for each tensor and a schedule over progress, both learned, on Adam's direction.
+    r"""A gain for each tensor, how far it shares a normaliser, and a schedule, all learned.
 
-    .. math:: d_n = \exp(\phi_n + s(p)) \cdot \mathrm{Adam}_n, \qquad
+    .. math::
+        d_n = - e^{a_n + s(p)} \, \hat m_n \left(\frac{1 - w_n}{\sqrt{\hat v_n} + \epsilon}
+        + \frac{w_n}{\sqrt{\overline{\hat v_n}} + \epsilon}\right), \qquad
         p = \min\left(1, \frac{\log(1 + k)}{\log(1 + \mathrm{horizon})}\right)
 
-    with :math:`s` piecewise linear between learned knots. Per-tensor gains are Meta-SGD's rates
-    (Li et al. 2017) shared within a tensor; with :math:`\phi = 0` the rule is exactly Adam, so
-    the first day is no worse than Adam at the same alpha. Progress stops at the horizon: beyond
-    it the last rate stays, which keeps unrolls longer than the trained one stable.
+    The gains a are Meta-SGD's rates (Li et al. 2017) shared within a tensor. The sharing w moves
+    a tensor from Adam, with a second moment for each coordinate, towards one second moment for
+    the whole tensor as in Adam-mini (Zhang et al. 2024), whose direction is that of momentum SGD.
+    The schedule s is piecewise linear between learned knots. With phi = 0 the rule is exactly
+    Adam, so the first day is no worse than Adam at the same alpha. Progress p stops at the
+    horizon: beyond it the last rate stays, which keeps longer unrolls than the trained one stable.
 
     Args:
         params: the parameters that will adapt.
@@ -53,6 +57,7 @@ class Gains(MetaLearner):
             )
         self.horizon, self.betas, self.eps = horizon, betas, eps
         self.log_gains = nn.Parameter(torch.zeros(len(params)))
+        self.sharing = nn.Parameter(torch.zeros(len(params)))
         self.log_schedule = nn.Parameter(torch.zeros(knots))
 
     def schedule(self, step: int) -> Tensor:
@@ -69,6 +74,16 @@ class Gains(MetaLearner):
     def forward(self, grads: Tensors, params: Tensors, state: State) -> tuple[Tensors, State]:
         """See :class:`MetaLearner`."""
         moments = adam_moments(grads, state, self.betas, self.eps)
+        # m_hat over the root of the tensor's mean v_hat: Adam's direction with one normaliser a
+        # tensor, on the same scale.
+        beta1, beta2 = self.betas
+        step = moments.state.step
+        corrected = (1 - beta2**step) ** 0.5 / (1 - beta1**step)
+        means = torch.stack([v.mean() for v in moments.v])
+        shared = -corrected / (means.clamp_min(1e-30).sqrt() + self.eps)
         gains = (self.log_gains + self.schedule(state.step)).exp()
-        direction = torch._foreach_mul(moments.direction, list(gains.unbind()))
+        direction = torch._foreach_add(
+            torch._foreach_mul(moments.direction, list((gains * (1 - self.sharing)).unbind())),
+            torch._foreach_mul(moments.m, list((gains * self.sharing * shared).unbind())),
+        )
         return named(self.names, direction), moments.state

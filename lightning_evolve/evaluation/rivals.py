@@ -1,0 +1,92 @@
+"""The hand-designed rules that the learned update has to beat, tuned as hard as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
+
+from lightning_evolve.errors import UsageError
+from lightning_evolve.evaluation.tuning import tune
+from lightning_evolve.learners.base import Learner
+from lightning_evolve.meta_learners import SGD, Adam, AdamW, MetaLearnerFactory
+from lightning_evolve.tasks import Tensors
+
+RIVALS = ("sgd", "adam", "adam_groups", "adamw")
+"""Names of the rivals as they stand in ``results.json``."""
+
+
+class Rival(NamedTuple):
+    """A tuned rule.
+
+    Args:
+        rule: builds it for a theta.
+        alpha: its tuned rate.
+        setting: what was chosen, for the record.
+    """
+
+    rule: MetaLearnerFactory
+    alpha: float
+    setting: dict[str, float]
+
+
+def first_group(learner: Learner, theta: Tensors) -> str:
+    """Returns the pattern of the first parameter group: the embedding or first layer.
+
+    Where that does not adapt, or everything that adapts is in it, the first tensor is the group.
+
+    Args:
+        learner: the base classifier.
+        theta: its adapting parameters.
+    """
+    prefix = f"{learner.first_layer}."
+    inside = [name for name in theta if name.startswith(prefix)]
+    return f"{prefix}*" if 0 < len(inside) < len(theta) else next(iter(theta))
+
+
+def tuned_rivals(
+    loss: Callable[[MetaLearnerFactory, float], float],
+    learner: Learner,
+    theta: Tensors,
+    names: Iterable[str] = RIVALS,
+    points: int = 7,
+) -> dict[str, Rival]:
+    """Tunes each rival's rate, and the ratio of Adam's two groups.
+
+    The groups are tuned in turns, as a careful user would: Adam's rate first, then the first
+    layer's ratio, then the rate again.
+
+    Args:
+        loss: what a rule at a rate leads to on the tuning tasks.
+        learner: the base classifier.
+        theta: its adapting parameters.
+        names: which of :data:`RIVALS`.
+        points: size of each grid.
+
+    Raises:
+        UsageError: for a name that is no rival.
+    """
+    names = list(names)
+    for name in names:
+        if name not in RIVALS:
+            raise UsageError(f"rivals: {name!r} is none of {', '.join(RIVALS)}")
+    rivals: dict[str, Rival] = {}
+    rules: dict[str, tuple[MetaLearnerFactory, float]] = {
+        "sgd": (SGD, 1e-1),
+        "adam": (Adam, 1e-2),
+        "adamw": (AdamW, 1e-2),
+    }
+    for name, (rule, centre) in rules.items():
+        if name in names or (name == "adam" and "adam_groups" in names):
+            rate = tune(partial(loss, rule), centre, points).rate
+            rivals[name] = Rival(rule, rate, {"rate": rate})
+    if "adam_groups" in names:
+        pattern, rate = first_group(learner, theta), rivals["adam"].alpha
+
+        def grouped(ratio: float) -> MetaLearnerFactory:
+            return partial(Adam, ratios={pattern: ratio})
+
+        ratio = tune(lambda r: loss(grouped(r), rate), 1.0, points).rate
+        rate = tune(partial(loss, grouped(ratio)), rate, points).rate
+        rivals["adam_groups"] = Rival(grouped(ratio), rate, {"rate": rate, "ratio": ratio})
+    return {name: rivals[name] for name in RIVALS if name in names}

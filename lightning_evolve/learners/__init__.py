@@ -1,0 +1,10 @@
+"""Base classifiers theta, from encoded inputs to logits: one architecture a file."""
+
+from lightning_evolve.learners.base import Learner as Learner
+from lightning_evolve.learners.base import LearnerFactory as LearnerFactory
+from lightning_evolve.learners.bert import BERT as BERT
+from lightning_evolve.learners.cnn import CNN as CNN
+from lightning_evolve.learners.head import Head as Head
+from lightning_evolve.learners.lstm import LSTM as LSTM
+
+__all__ = ["BERT", "CNN", "LSTM", "Head", "Learner", "LearnerFactory"]

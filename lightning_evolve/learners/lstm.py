@@ -1,0 +1,102 @@
+"""A recurrent classifier of text (Hochreiter & Schmidhuber 1997)."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from lightning_evolve.learners.base import Learner
+from lightning_evolve.learners.checks import check_kind, check_sizes
+from lightning_evolve.tasks import DataSpec
+
+# An inner loop's parameters are new tensors in each step, so cuDNN can never have them in the one
+# chunk of memory that it would like, and would say so in each step.
+warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous")
+
+
+class LSTM(Learner):
+    """Embedding, one LSTM layer from left to right, the mean over the real tokens, and ``head``.
+
+    ``nn.LSTM`` is the faster one as long as gradients are taken once. Where the engine
+    differentiates through gradients it sets ``second_order``, and the same parameters run through
+    ``unroll``: cuDNN has no second derivative at all, and on a CPU the loop is the faster one.
+
+    Args:
+        spec: what the data looks like; ``vocab_size`` token ids, of which 0 is padding.
+        embedding_size: width of the token embedding.
+        hidden_size: units of the recurrent layer.
+
+    Raises:
+        UsageError: if the data is not text, or a size is below 1.
+    """
+
+    first_layer = "embedding"
+
+    def __init__(
+        self, spec: DataSpec, *, embedding_size: int = 128, hidden_size: int = 128
+    ) -> None:
+        super().__init__(spec)
+        check_kind("LSTM", "text", spec)
+        check_sizes("LSTM", embedding_size=embedding_size, hidden_size=hidden_size)
+        self.embedding = nn.Embedding(spec.vocab_size, embedding_size, padding_idx=0)
+        self.lstm = nn.LSTM(embedding_size, hidden_size, batch_first=True)
+        self.head = nn.Linear(hidden_size, spec.num_classes)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Classify texts.
+
+        Args:
+            input_ids: token ids, int64 of shape ``[rows, tokens]``, padded on the right with 0.
+            attention_mask: 1 for tokens and 0 for padding, shape ``[rows, tokens]``.
+
+        Returns:
+            Logits of shape ``[rows, num_classes]``.
+        """
+        embedded = self.embedding(input_ids)
+        hidden = unroll(self.lstm, embedded) if self.second_order else self.lstm(embedded)[0]
+        logits: Tensor = self.head(masked_mean(hidden, attention_mask))
+        return logits
+
+
+def unroll(lstm: nn.LSTM, inputs: Tensor) -> Tensor:
+    """What ``lstm(inputs)[0]`` is, by operations that can be differentiated any number of times.
+
+    Args:
+        lstm: one layer, one direction, ``batch_first``.
+        inputs: shape ``[rows, tokens, features]``.
+
+    Returns:
+        The hidden states, shape ``[rows, tokens, units]``.
+    """
+    # One matrix product for the inputs of all time steps; unbind rather than indexing, whose
+    # backward pass would fill a tensor of the whole sequence's size at each step.
+    ((weight_ih, weight_hh, bias_ih, bias_hh),) = lstm.all_weights
+    projected = nn.functional.linear(inputs.transpose(0, 1), weight_ih, bias_ih + bias_hh)
+    hidden = cell = inputs.new_zeros(len(inputs), lstm.hidden_size)
+    states = []
+    for step in projected.unbind(0):
+        gates = torch.addmm(step, hidden, weight_hh.t())
+        take, keep, new, show = gates.chunk(4, dim=1)
+        cell = keep.sigmoid() * cell + take.sigmoid() * new.tanh()
+        hidden = show.sigmoid() * cell.tanh()
+        states.append(hidden)
+    return torch.stack(states, dim=1)
+
+
+def masked_mean(states: Tensor, attention_mask: Tensor) -> Tensor:
+    """Mean over the real tokens of each row; zeros for a row without any.
+
+    Args:
+        states: shape ``[rows, tokens, units]``.
+        attention_mask: 1 for tokens and 0 for padding, shape ``[rows, tokens]``.
+
+    Returns:
+        Means, shape ``[rows, units]``.
+
+    >>> masked_mean(torch.tensor([[[2.0], [4.0], [9.0]]]), torch.tensor([[1, 1, 0]]))
+    tensor([[3.]])
+    """
+    mask = attention_mask.unsqueeze(-1).to(states.dtype)
+    return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
