@@ -12,6 +12,10 @@ from scipy import stats
 Interval = dict[str, float | None]
 """``{"mean", "low", "high"}``; None where there is no number, such as a loss never reached."""
 
+TOLERANCE = 1e-3
+"""How far above a target loss counts as there, relative to it: the third digit of a loss is noise,
+and a rule that differs from the reference by less should not be called "never"."""
+
 NOTHING: Interval = {"mean": None, "low": None, "high": None}
 
 
@@ -68,8 +72,7 @@ def steps_to_target(
     target = np.nanmin(curves[reference], axis=1, keepdims=True)
     result = {}
     for name, curve in curves.items():
-        # A hair of tolerance: the reference's own best must count as reached.
-        reached = curve <= target * (1 + 1e-12)
+        reached = curve <= target * (1 + TOLERANCE)
         first = np.where(reached.any(axis=1), np.asarray(steps)[reached.argmax(axis=1)], np.inf)
         low, high = np.quantile(first[1:], [0.025, 0.975], method="nearest")
         result[name] = {

@@ -1,4 +1,4 @@
-"""Where a pretrained transformer comes from: a name on the Hugging Face hub, a folder, a package."""
+"""Where pretrained transformers come from: the Hugging Face hub, a folder, or a package."""
 
 from __future__ import annotations
 

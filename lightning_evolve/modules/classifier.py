@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.learners.base import LearnerFactory
+from lightning_evolve.modules.building import attached_spec, build
 from lightning_evolve.modules.checkpoints import check_same_tensors, saved_entry
 from lightning_evolve.modules.metrics import PooledMetrics
-from lightning_evolve.modules.theta import build
 from lightning_evolve.tasks import Batch, DataSpec, Task
 
 
@@ -50,8 +50,8 @@ class Classifier(L.LightningModule):
 
     def configure_model(self) -> None:
         """Builds the learner once the data is known (Lightning calls it before training)."""
-        if self.spec is None:
-            self.build(self.trainer.datamodule.spec)  # type: ignore[attr-defined]
+        if self.spec is None and (spec := attached_spec(self)) is not None:
+            self.build(spec)
 
     def build(self, spec: DataSpec) -> None:
         """Builds the learner; needed by hand only where no Trainer does it.

@@ -14,9 +14,9 @@ from lightning_evolve.estimators import Episode, Estimate, Estimator, EvolutionS
 from lightning_evolve.inner_loop import Adapted, detached, inner_steps, logits
 from lightning_evolve.learners.base import LearnerFactory
 from lightning_evolve.meta_learners import Gains, MetaLearnerFactory, State
+from lightning_evolve.modules.building import adapting, attached_spec, build
 from lightning_evolve.modules.checkpoints import check_same_tensors, saved_entry
 from lightning_evolve.modules.metrics import PerTaskMetrics, PooledMetrics
-from lightning_evolve.modules.theta import adapting, build
 from lightning_evolve.rewards import NegativeLoss, Reward
 from lightning_evolve.tasks import Batch, DataSpec, Task, Tensors
 
@@ -109,9 +109,8 @@ class EvolvingClassifier(L.LightningModule):
 
     def configure_model(self) -> None:
         """Builds theta and phi once the data is known (Lightning calls it before training)."""
-        if self.spec is not None:
-            return
-        self.build(self.trainer.datamodule.spec)  # type: ignore[attr-defined]
+        if self.spec is None and (spec := attached_spec(self)) is not None:
+            self.build(spec)
 
     def build(self, spec: DataSpec) -> None:
         """Builds theta and phi; needed by hand only where no Trainer does it.

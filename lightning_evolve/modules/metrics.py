@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassF1Score,
     MulticlassPrecision,
     MulticlassRecall,
 )
-
-
-def classification_metrics(num_classes: int) -> MetricCollection:
-    """Returns accuracy over rows, and F1, precision and recall averaged over classes.
-
-    Args:
-        num_classes: width of the logits.
-    """
-    return MetricCollection(
-        {
-            "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-            "macro_f1": MulticlassF1Score(num_classes, average="macro"),
-            "precision": MulticlassPrecision(num_classes, average="macro"),
-            "recall": MulticlassRecall(num_classes, average="macro"),
-        }
-    )
+from torchmetrics.functional.classification import (
+    multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
+)
 
 
 class PooledMetrics(MetricCollection):
@@ -38,8 +27,17 @@ class PooledMetrics(MetricCollection):
     """
 
     def __init__(self, num_classes: int, prefix: str) -> None:
-        metrics: dict[str, Metric | MetricCollection] = dict(classification_metrics(num_classes))
-        super().__init__({**metrics, "loss": _CrossEntropy()}, prefix=prefix, compute_groups=False)
+        super().__init__(
+            {
+                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+                "macro_f1": MulticlassF1Score(num_classes, average="macro"),
+                "precision": MulticlassPrecision(num_classes, average="macro"),
+                "recall": MulticlassRecall(num_classes, average="macro"),
+                "loss": _CrossEntropy(),
+            },
+            prefix=prefix,
+            compute_groups=False,
+        )
 
 
 class PerTaskMetrics(MetricCollection):
@@ -51,11 +49,11 @@ class PerTaskMetrics(MetricCollection):
     """
 
     def __init__(self, num_classes: int, prefix: str) -> None:
+        self.num_classes = num_classes
         names = ("accuracy", "macro_f1", "precision", "recall", "loss")
         super().__init__(
             {name: MeanMetric() for name in names}, prefix=prefix, compute_groups=False
         )
-        self.within = classification_metrics(num_classes)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Adds a task.
@@ -64,11 +62,12 @@ class PerTaskMetrics(MetricCollection):
             logits: of its query set, ``[rows, num_classes]``.
             labels: ``[rows]``, int64.
         """
-        self.within.reset()
-        self.within.update(logits, labels)
-        values = {**self.within.compute(), "loss": functional.cross_entropy(logits, labels)}
-        for name, value in values.items():
-            self[name].update(value)
+        predicted, n = logits.argmax(dim=-1), self.num_classes
+        self["accuracy"].update((predicted == labels).float().mean())
+        self["macro_f1"].update(multiclass_f1_score(predicted, labels, n, average="macro"))
+        self["precision"].update(multiclass_precision(predicted, labels, n, average="macro"))
+        self["recall"].update(multiclass_recall(predicted, labels, n, average="macro"))
+        self["loss"].update(functional.cross_entropy(logits, labels))
 
 
 class _CrossEntropy(MeanMetric):

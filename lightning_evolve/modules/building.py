@@ -1,10 +1,11 @@
-"""Which of a learner's parameters adapt, and building one that depends on nothing but a seed."""
+"""Building a learner that depends on nothing but the data and a seed, and what of it adapts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+import lightning as L
 import torch
 
 from lightning_evolve.errors import UsageError
@@ -23,6 +24,28 @@ def build(learner: LearnerFactory, spec: DataSpec, seed: int) -> Learner:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return learner(spec)
+
+
+def attached_spec(module: L.LightningModule) -> DataSpec | None:
+    """Returns what the data looks like, or None where the module is loaded without a Trainer.
+
+    Args:
+        module: a module whose Trainer has a data module.
+
+    Raises:
+        UsageError: if the Trainer has no data module with a ``spec``.
+    """
+    try:
+        trainer = module.trainer
+    except RuntimeError:  # Lightning's way to say that there is none
+        return None
+    spec = getattr(getattr(trainer, "datamodule", None), "spec", None)
+    if spec is None:
+        raise UsageError(
+            f"{type(module).__name__} learns the shape of the data from a stream's `spec`; "
+            "pass datamodule=..., such as an EpisodeStream"
+        )
+    return DataSpec(**vars(spec))
 
 
 def adapting(learner: Learner, patterns: Sequence[str]) -> Tensors:

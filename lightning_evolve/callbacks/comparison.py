@@ -1,0 +1,266 @@
+"""The table at the end of ``fit`` and ``test``: our update beside tuned rivals and the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from rich.console import Console
+from typing_extensions import override
+
+from lightning_evolve.errors import UsageError
+from lightning_evolve.evaluation.comparison import compare_on_tasks
+from lightning_evolve.evaluation.curves import Curves
+from lightning_evolve.evaluation.ordinary import Point, Trained, compare_on_rows
+from lightning_evolve.evaluation.rivals import RIVALS
+from lightning_evolve.evaluation.statistics import interval
+from lightning_evolve.inner_loop import detached
+from lightning_evolve.modules import Classifier, EvolvingClassifier
+from lightning_evolve.modules.building import adapting, build
+from lightning_evolve.reports.files import free, write_json
+from lightning_evolve.reports.plot import plot_curves
+from lightning_evolve.reports.table import print_results
+from lightning_evolve.streams import BatchStream
+from lightning_evolve.streams.held_out_classes import HeldOutClassesStream
+from lightning_evolve.tasks import Tensors
+
+# Tuning tasks are training tasks that phi has most likely not met: far along the stream.
+_FAR = 10**6
+
+
+class Comparison(L.Callback):
+    """Measures the best state of a run on held-out tasks and writes the table and the plot.
+
+    Args:
+        rivals: which of sgd, adam, adam_groups and adamw to tune and run; all if not given.
+        tuning_tasks: meta-training tasks that the rivals' rates are tuned on.
+        points: rates of each grid, at least 7.
+        enabled: whether there is a table at all.
+
+    Raises:
+        UsageError: for a number out of range or an unknown rival.
+    """
+
+    def __init__(
+        self,
+        rivals: list[str] | None = None,
+        tuning_tasks: int = 20,
+        points: int = 7,
+        enabled: bool = True,
+    ) -> None:
+        if tuning_tasks < 1 or points < 7:
+            raise UsageError(
+                f"comparison: tuning_tasks is {tuning_tasks} and points is {points}; "
+                "give at least 1 and at least 7"
+            )
+        for name in rivals or ():
+            if name not in RIVALS:
+                raise UsageError(f"comparison.rivals: {name!r} is none of {', '.join(RIVALS)}")
+        self.rivals = tuple(rivals) if rivals is not None else RIVALS
+        self.tuning_tasks, self.points, self.enabled = tuning_tasks, points, enabled
+        self.history: list[Point] = []
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remembers the validation curve: on ordinary data it is the run's own."""
+        metrics = trainer.callback_metrics
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and "val/loss" in metrics:
+            loss, accuracy = float(metrics["val/loss"]), float(metrics["val/accuracy"])
+            self.history.append(Point(trainer.global_step, loss, accuracy))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": [list(point) for point in self.history]}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = [Point(*point) for point in state_dict["history"]]
+
+    @override
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        last = {name: t.clone() for name, t in pl_module.state_dict().items()}
+        if best and Path(best).exists():
+            saved = torch.load(best, weights_only=True, map_location=pl_module.device)
+            pl_module.load_state_dict(saved["state_dict"])
+        self._report(trainer, pl_module)
+        pl_module.load_state_dict(last)
+
+    @override
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._report(trainer, pl_module)
+
+    def _report(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.enabled and trainer.is_global_zero:
+            # Lightning is done with its hooks' inference mode or no_grad only outside of it.
+            with torch.inference_mode(False), torch.no_grad(), _status() as say:
+                results, curves = self._compare(trainer, module, say)
+            self._write(trainer, results, curves)
+        trainer.strategy.barrier("comparison")
+
+    def _compare(
+        self, trainer: L.Trainer, module: L.LightningModule, say: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        stream: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(stream, BatchStream):
+            return self._on_rows(trainer, module, stream, say)
+        if isinstance(module, EvolvingClassifier) and isinstance(stream, HeldOutClassesStream):
+            return self._on_tasks(trainer, module, stream, say)
+        raise UsageError(
+            f"there is no comparison for {type(module).__name__} on {type(stream).__name__}; "
+            "give --comparison.enabled false"
+        )
+
+    def _on_tasks(
+        self,
+        trainer: L.Trainer,
+        module: EvolvingClassifier,
+        stream: HeldOutClassesStream,
+        say: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        quick = bool(trainer.fast_dev_run)
+        test = stream.tasks("test", 2 if quick else stream.evaluated[1])
+        tuning = stream.tasks("train", 1 if quick else self.tuning_tasks, offset=_FAR)
+        steps = len(test[0].support) if module.persistent else module.steps
+        initial = _initial(module)
+        measured = tuple(range(1, steps + 1)) if module.persistent else module.measured
+        comparison = compare_on_tasks(
+            module.learner,
+            module.meta_learner,
+            # A persistent theta has lived through the training stream; phi alone is compared.
+            initial if module.persistent else detached(module.theta()),
+            alpha=module.alpha,
+            steps=steps,
+            measured=measured,
+            tuning=[trainer.strategy.batch_to_device(task) for task in tuning],
+            test=[trainer.strategy.batch_to_device(task) for task in test],
+            floor_features=stream.floor_features,
+            rivals=self.rivals,
+            rival_theta=initial,
+            points=self.points,
+            persistent=module.persistent,
+            progress=say,
+        )
+        results = {
+            "rows": comparison.rows,
+            "seed": module.seed,
+            "tasks": len(test),
+            "steps": steps,
+            "config": _settings(module, stream),
+        }
+        return results, {name: _bands(curve) for name, curve in comparison.curves.items()}
+
+    def _on_rows(
+        self, trainer: L.Trainer, module: L.LightningModule, stream: BatchStream, say: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        assert isinstance(module, EvolvingClassifier | Classifier), "these are all there are"
+        evolving = isinstance(module, EvolvingClassifier)
+        steps = trainer.global_step or (self.history[-1].step if self.history else 1)
+        curve = self.history or [Point(steps, float("inf"), 0.0)]
+        tasks = [stream.training_task(index) for index in range(steps * stream.tasks_per_step)]
+        theta = (
+            detached(module.theta())
+            if isinstance(module, EvolvingClassifier)
+            else detached(dict(module.learner.named_parameters()))
+        )
+        move = trainer.strategy.batch_to_device
+        rows, curves = compare_on_rows(
+            module.learner,
+            Trained(curve, theta),
+            _initial(module),
+            [move(task) for task in tasks],
+            move(stream.split("validation")),
+            move(stream.split("test")),
+            alpha=module.alpha if isinstance(module, EvolvingClassifier) else float("nan"),
+            floor_features=stream.floor_features,
+            rivals=self.rivals,
+            points=self.points,
+            name="evolved" if evolving else "classifier",
+            progress=say,
+        )
+        results = {
+            "rows": rows,
+            "seed": module.seed,
+            "tasks": len(stream.split("test").labels),
+            "steps": steps,
+            "config": _settings(module, stream),
+        }
+        return results, {name: _points(points) for name, points in curves.items() if points}
+
+    def _write(self, trainer: L.Trainer, results: dict[str, Any], curves: dict[str, Any]) -> None:
+        console = Console()
+        console.print()
+        print_results(results, console)
+        if trainer.fast_dev_run:
+            return
+        folder = Path(trainer.default_root_dir)
+        table, plot = free(folder / "results.json"), free(folder / "curves.png")
+        write_json(table, results)
+        plot_curves(curves, plot)
+        console.print(f"table in {table}\ncurves in {plot}", soft_wrap=True)
+
+
+@contextmanager
+def _status() -> Iterator[Callable[[str], None]]:
+    """A line on the terminal that says what is being measured."""
+    with Console(stderr=True).status("comparing on held-out data") as status:
+        yield lambda text: status.update(f"held-out table: {text}")
+
+
+def _initial(module: EvolvingClassifier | Classifier) -> Tensors:
+    """The theta that the run began from, built again: the learner is a function of the seed."""
+    assert module.spec is not None, "the model is built by now"
+    learner = build(module.learner_factory, module.spec, module.seed).to(module.device)
+    patterns = (module.adapt if isinstance(module, EvolvingClassifier) else None) or ["all"]
+    return detached(adapting(learner, patterns))
+
+
+def _settings(module: L.LightningModule, stream: Any) -> dict[str, Any]:
+    """What the numbers depend on, in short; config.yaml beside them has all of it."""
+    found: dict[str, Any] = {
+        "model": type(module).__name__,
+        "data": type(stream).__name__,
+        "source": stream.source,
+    }
+    if isinstance(module, EvolvingClassifier):
+        found |= {
+            "learner": type(module.learner).__name__,
+            "meta_learner": type(module.meta_learner).__name__,
+            "estimator": type(module.estimator).__name__,
+            "alpha": module.alpha,
+            "beta": module.beta,
+            "steps": module.steps,
+            "theta": "persistent" if module.persistent else "episodic",
+        }
+    for name in ("ways", "shots", "queries", "batch_size", "period"):
+        if hasattr(stream, name):
+            found[name] = getattr(stream, name)
+    return found
+
+
+def _bands(curves: Curves) -> dict[str, Any]:
+    def band(values: np.ndarray) -> dict[str, list[float | None]]:
+        parts = [interval(column) for column in values.T]
+        return {key: [part[key] for part in parts] for key in ("mean", "low", "high")}
+
+    return {
+        "steps": list(curves.steps),
+        "loss": band(curves.loss),
+        "accuracy": band(curves.accuracy),
+    }
+
+
+def _points(points: list[Point]) -> dict[str, Any]:
+    def line(values: list[float]) -> dict[str, list[float]]:
+        return {"mean": values, "low": values, "high": values}
+
+    return {
+        "steps": [p.step for p in points],
+        "loss": line([p.loss for p in points]),
+        "accuracy": line([p.accuracy for p in points]),
+    }

@@ -1,0 +1,95 @@
+"""Command-line arguments before they are parsed: short forms, order, and a look at single ones."""
+
+from __future__ import annotations
+
+from lightning_evolve.errors import UsageError
+
+SHORT_FORMS = {
+    "--alpha": "--model.init_args.alpha",
+    "--beta": "--model.init_args.beta",
+    "--steps": "--model.init_args.steps",
+    "--seed": "--seed_everything",
+}
+
+
+def expand(arguments: list[str]) -> list[str]:
+    """Writes short forms in full, and puts config files first so that options override them.
+
+    Args:
+        arguments: as the user gave them, ``--name value`` or ``--name=value``.
+
+    Example:
+        >>> expand(["--alpha", "0.1", "-c", "a.yaml", "--seed=3"])
+        ['--config=a.yaml', '--model.init_args.alpha=0.1', '--seed_everything=3']
+    """
+    configs, rest = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
+        if name in ("-c", "--config") or name in SHORT_FORMS:
+            if not equals:
+                following = next(remaining, None)
+                if following is None:
+                    rest.append(argument)  # the parser says that a value is missing
+                    continue
+                value = following
+            if name in SHORT_FORMS:
+                rest.append(f"{SHORT_FORMS[name]}={value}")
+            else:
+                configs.append(f"--config={value}")
+        else:
+            rest.append(argument)
+    return configs + rest
+
+
+def take(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
+    """Takes an option out.
+
+    Args:
+        arguments: ``--name value`` or ``--name=value``.
+        name: of the option, with its dashes.
+
+    Returns:
+        Its last value, ``None`` if it is not there, and the other arguments.
+
+    Example:
+        >>> take(["--seeds", "3", "--config=a.yaml"], "--seeds")
+        ('3', ['--config=a.yaml'])
+    """
+    value, rest = None, []
+    remaining = iter(arguments)
+    for argument in remaining:
+        found, equals, given = argument.partition("=")
+        if found != name:
+            rest.append(argument)
+        elif equals:
+            value = given
+        elif (following := next(remaining, None)) is not None:
+            value = following
+        else:
+            rest.append(argument)
+    return value, rest
+
+
+def config_files(arguments: list[str]) -> list[str]:
+    """Returns the config files among arguments that :func:`expand` has put in order.
+
+    Args:
+        arguments: as from :func:`expand`.
+    """
+    return [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
+
+
+def check_seeds(arguments: list[str]) -> None:
+    """Refuses a seed of the data or the model alone: one seed holds for both.
+
+    Args:
+        arguments: as from :func:`expand`.
+
+    Raises:
+        UsageError: naming the argument.
+    """
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.replace(".init_args.", ".") in ("--data.seed", "--model.seed"):
+            raise UsageError(f"{name} cannot be set alone; use --seed for data and model")

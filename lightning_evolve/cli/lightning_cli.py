@@ -1,0 +1,237 @@
+"""Lightning's command line with our defaults, callbacks and messages; public names only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import lightning as L
+import yaml
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins.io import CheckpointIO
+from typing_extensions import override
+
+from lightning_evolve.callbacks import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    Comparison,
+    Metrics,
+    PredictionWriter,
+    RichProgress,
+)
+from lightning_evolve.cli import run_directory
+from lightning_evolve.cli.arguments import SHORT_FORMS
+from lightning_evolve.cli.messages import condense
+from lightning_evolve.cli.run_directory import CONFIG
+from lightning_evolve.cli.training import Session, first_process
+from lightning_evolve.errors import UsageError
+from lightning_evolve.reports.files import free, replacing, write_json
+
+# Imported before parsing, so that YAML may name their classes without the path.
+_PACKAGES = (
+    "modules",
+    "streams",
+    "learners",
+    "meta_learners",
+    "estimators",
+    "rewards",
+    "data",
+)
+_TRAINER_DEFAULTS = {
+    "logger": False,  # Metrics writes what is logged; --wandb adds a logger
+    "inference_mode": False,  # adapting to a held-out task differentiates
+    "use_distributed_sampler": False,  # the streams share tasks out themselves
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 10,
+}
+
+
+class Parser(LightningArgumentParser):
+    """A parser that says in one line what is wrong, and takes no abbreviated names."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Abbreviated, a misspelt key would silently be taken for another.
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        keys = [key.removeprefix("init_args.") for key in self.get_defaults().keys(branches=True)]
+        if "trainer" in keys:
+            keys += [name.lstrip("-") for name in (*SHORT_FORMS, "--run_dir", "--ckpt_path")]
+        self.exit(2, f"lightning-evolve: error: {condense(message, keys, _class_names)}\n")
+
+
+class ConfigWriter(SaveConfigCallback):
+    """Writes the resolved configuration into the run's directory when training begins."""
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Does nothing: what goes wrong before training is to leave nothing behind."""
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        config = self.config.clone()
+        # How this run was started, not what it is.
+        for key in ("config", "ckpt_path", "weights_only"):
+            config.pop(key, None)
+        text = self.parser.dump(config, skip_none=False)
+        path = Path(trainer.default_root_dir) / CONFIG
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            return
+        # A run that goes on under other options keeps the first ones too.
+        with replacing(free(path)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+class EvolveCLI(LightningCLI):
+    """Parses the arguments, builds everything, and runs the command.
+
+    Args:
+        session: the call; its ``run`` is set once the directory is chosen.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        for package in _PACKAGES:
+            import_module(f"lightning_evolve.{package}")
+        super().__init__(
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=ConfigWriter,
+            save_config_kwargs={"save_to_log_dir": True},
+            trainer_defaults=_TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            args=[session.command, *session.arguments],
+        )
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(Checkpoints, "checkpoints")
+        parser.add_class_arguments(Comparison, "comparison")
+        parser.add_argument(
+            "--wandb",
+            type=Literal["off", "offline", "online", False],  # YAML reads a bare off as False
+            default="off",
+            help="Whether to log to Weights & Biases too.",
+        )
+        # One seed for all that is drawn; classes without such an argument are left alone.
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("seed_everything", "model.init_args.seed")
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # Lightning's own warns wherever the process has arguments too.
+        self.config = parser.parse_args(args)
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Chooses the run's directory, now that model and data are known to be valid."""
+        command, options = self.session.command, self.config_init[self.session.command]
+        self.session.run = run = self._choose()
+        options["ckpt_path"] = str(run.checkpoint) if run.checkpoint else None
+        if command == "predict":
+            options["return_predictions"] = False  # they are written batch by batch
+        elif command != "fit":
+            options["verbose"] = False  # the metrics are printed below
+        trainer = options["trainer"]
+        callbacks = [*_listed(trainer.callbacks), Metrics()]
+        if command == "predict":
+            callbacks.append(PredictionWriter())
+        if command in ("fit", "test"):
+            callbacks.append(options["comparison"])
+        if trainer.enable_checkpointing is not False:
+            callbacks.append(options["checkpoints"])
+        if trainer.enable_progress_bar is not False and not _has(callbacks, ProgressBar):
+            callbacks.append(RichProgress())
+        plugins = _listed(trainer.plugins)
+        if not _has(plugins, CheckpointIO):
+            plugins.append(AtomicCheckpointIO())
+        return super().instantiate_trainer(
+            default_root_dir=str(run.path),
+            callbacks=callbacks,
+            plugins=plugins,
+            logger=self._loggers(trainer.logger, options["wandb"] or "off"),
+            **kwargs,
+        )
+
+    def _choose(self) -> run_directory.RunDirectory:
+        session, first = self.session, first_process()
+        choose = run_directory.for_fit if session.command == "fit" else run_directory.for_evaluation
+        run_dir = session.run_dir
+        if not first and (inherited := run_directory.inherited()):
+            run_dir = str(inherited)
+        run = choose(run_dir, session.name, session.ckpt_path, first=first)
+        if first:
+            run_directory.bequeath(run.path)
+            print(f"run directory: {run.path}")
+            if session.ckpt_path == "last" and run.checkpoint is None:
+                print("no checkpoint in it yet: starts from the beginning")
+        return run
+
+    def _loggers(self, configured: Any, wandb: str) -> list[Logger] | bool:
+        loggers = [] if configured in (None, False, True) else _listed(configured)
+        if wandb != "off":
+            if find_spec("wandb") is None:
+                raise UsageError(f"--wandb {wandb} needs W&B; pip install wandb, or --wandb off")
+            from wandb import Settings
+
+            assert self.session.run is not None, "the directory is chosen first"
+            self.session.wandb = True
+            path = self.session.run.path
+            dump = self.parser.dump(self.config, skip_none=False, skip_link_targets=False)
+            loggers.append(
+                WandbLogger(
+                    project="lightning-evolve",
+                    name=path.name,
+                    save_dir=str(path),
+                    offline=wandb == "offline",
+                    settings=Settings(silent=wandb == "offline"),
+                    config=yaml.safe_load(dump)[self.session.command],
+                )
+            )
+        return loggers or configured is True
+
+    def after_validate(self) -> None:
+        """Writes the metrics of the validation."""
+        self._write_scores("validate.json")
+
+    def after_test(self) -> None:
+        """Writes the metrics of the test."""
+        self._write_scores("test.json")
+
+    def _write_scores(self, name: str) -> None:
+        run = self.session.run
+        if run is None or not self.trainer.is_global_zero:
+            return
+        metrics = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
+        path = free(run.path / name)
+        write_json(path, {"metrics": metrics, "checkpoint": str(run.checkpoint)})
+        print(f"{'  '.join(f'{k} {v:.4f}' for k, v in sorted(metrics.items()))}\nin {path}")
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return [*value] if isinstance(value, list | tuple) else [value]
+
+
+def _has(values: list[Any], kind: type) -> bool:
+    return any(isinstance(value, kind) for value in values)
+
+
+def _class_names() -> Iterable[str]:
+    modules = [import_module(f"lightning_evolve.{package}") for package in _PACKAGES]
+    modules.append(import_module("lightning.pytorch.callbacks"))
+    return [name for module in modules for name in vars(module) if name[:1].isupper()]

@@ -1,0 +1,173 @@
+"""fit, validate, test and predict: what surrounds Lightning's command line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_evolve.cli import run_directory
+from lightning_evolve.cli.arguments import check_seeds, config_files, expand, take
+from lightning_evolve.cli.config_files import check_config
+from lightning_evolve.cli.run_directory import RunDirectory
+from lightning_evolve.errors import UsageError
+
+# Lightning's advice that does not apply here, by the beginning of what it says.
+_IRRELEVANT = (
+    ".*does not have many workers",  # data is in memory
+    ".*is smaller than the logging interval",
+    ".*ended before the epoch ended and your dataloader is not resumable",  # ours starts at a step
+    "Trying to infer the `batch_size`",
+    "It is recommended to use `self.log\\(.*sync_dist=True",  # torchmetrics has synchronised it
+    "Be aware that when using `ckpt_path`",  # predict needs fewer callbacks than fit
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+)
+
+
+@dataclass
+class Session:
+    """One call of a command.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        arguments: for the parser, short forms written in full.
+        run_dir: as the user named it.
+        ckpt_path: as the user named it.
+        name: of the run, after the config file.
+        run: the directory, once it is chosen.
+        wandb: whether this call logs to W&B.
+    """
+
+    command: str
+    arguments: list[str]
+    run_dir: str | None
+    ckpt_path: str | None
+    name: str
+    run: RunDirectory | None = None
+    wandb: bool = False
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Runs a command of Lightning's.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        arguments: of the command.
+
+    Returns:
+        Exit code: 0, 2 for what the parser refuses, 130 after Ctrl-C.
+
+    Raises:
+        UsageError: for a mistake of the user.
+    """
+    session = _session(command, arguments)
+    check_seeds(session.arguments)
+    for name in config_files(session.arguments):
+        check_config(name)
+    with _quiet():
+        # From here on it takes seconds.
+        from lightning_evolve.cli.lightning_cli import EvolveCLI
+
+        try:
+            EvolveCLI(session)
+        except BaseException as error:
+            if session.run is not None:
+                session.run.discard()
+            if _interrupted(error):
+                return _goodbye(session)
+            if isinstance(error, SystemExit):
+                return error.code if isinstance(error.code, int) else 0
+            if mistake := _mistake(error):
+                raise mistake from error
+            raise
+        finally:
+            run_directory.bequeath(None)
+            if session.wandb:
+                import wandb
+
+                # Lightning leaves it to the end of the process.
+                wandb.finish()
+    return 0
+
+
+def _session(command: str, arguments: list[str]) -> Session:
+    run_dir, rest = take(expand(arguments), "--run_dir")
+    # Not left to LightningCLI: with a file it would lay the hyper-parameters of the checkpoint
+    # over the options that the user gives.
+    ckpt_path, rest = take(rest, "--ckpt_path")
+    files = config_files(rest)
+    name = Path(files[-1]).stem if files else command
+    if not files:
+        owner = None if ckpt_path is None else run_directory.run_of(Path(ckpt_path))
+        known = owner or (Path(run_dir) if run_dir else None)
+        # A run that exists brings its configuration along.
+        config = run_directory.config_of(known) if known else None
+        if known and config and (command != "fit" or ckpt_path):
+            rest, name = [f"--config={config}", *rest], known.name
+    return Session(command, rest, run_dir, ckpt_path, name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides Lightning's notes and advice: what remains on standard error is for the user."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in _IRRELEVANT:
+            warnings.filterwarnings("ignore", message=message)
+        try:
+            # Importing Lightning sets the levels, so it comes first.
+            import lightning  # noqa: F401
+
+            for logger in loggers:
+                logger.setLevel(logging.WARNING)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _interrupted(error: BaseException) -> bool:
+    # Lightning turns Ctrl-C in training into an exit with code 1.
+    context = error.__context__ if isinstance(error, SystemExit) else None
+    return isinstance(error, KeyboardInterrupt) or isinstance(context, KeyboardInterrupt)
+
+
+def _goodbye(session: Session) -> int:
+    # Lightning has had it ignored while it shut down.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    message = "lightning-evolve: interrupted"
+    if session.run and session.command == "fit" and session.run.path.exists():
+        command = f"lightning-evolve fit --run_dir {shlex.quote(str(session.run.path))}"
+        message += f"; go on by: {command} --ckpt_path last"
+    print(message, file=sys.stderr)
+    return 130
+
+
+def _mistake(error: BaseException) -> UsageError | None:
+    """Finds the user's mistake behind an error: parsers and frameworks wrap what they catch."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UsageError):
+            return cause
+        if isinstance(cause, MisconfigurationException):
+            return UsageError(" ".join(str(cause).split()))
+        if type(cause).__module__.startswith("wandb."):
+            return UsageError(f"W&B says: {' '.join(str(cause).split())}; use --wandb offline")
+        cause = cause.__cause__
+    return None
+
+
+def first_process() -> bool:
+    """Whether this is the process that writes, of those that train together."""
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return next((rank for rank in ranks if rank is not None), "0") == "0"

@@ -1,0 +1,109 @@
+"""The help texts, short and by hand; ``fit --print_config`` shows every option there is."""
+
+from __future__ import annotations
+
+OVERVIEW = """\
+usage: lightning-evolve COMMAND [options]
+
+Classifiers that keep improving themselves: a learned update rule on top of PyTorch Lightning.
+
+commands:
+  fit        train, then report on held-out tasks
+  validate   score a checkpoint on the validation tasks
+  test       score a checkpoint on the test tasks, with the table of rivals
+  predict    write predictions.csv
+  repeat     fit once for each of several seeds, and give means and intervals over them
+
+options:
+  -h, --help     this text; COMMAND --help for the options of a command
+  --version      print the version
+
+examples:
+  lightning-evolve fit --config experiments/quickstart.yaml
+  lightning-evolve test --config experiments/quickstart.yaml --ckpt_path best
+"""
+
+_COMMON = """\
+  -c, --config FILE     YAML file; several are laid over each other, and options over them all
+  --run_dir DIR         directory of the run (default: runs/NAME after the config file)
+  --seed N              seed of everything that is drawn (default: 0)
+  --data.K VALUE        option K of the data, such as --data.source FOLDER
+  --model.K VALUE       option K of the model, such as --model.steps 20
+  --trainer.K VALUE     option K of Lightning's Trainer, such as --trainer.devices 4
+  --print_config        print every option with its value and stop
+"""
+
+_FIT = f"""\
+usage: lightning-evolve fit --config FILE [options]
+
+Trains, and then reports on held-out tasks. The run's directory gets config.yaml, metrics.csv,
+checkpoints/, results.json and curves.png; one that exists is never overwritten.
+
+options:
+{_COMMON}\
+  --alpha X             inner step size
+  --beta X              outer step size
+  --steps K             inner steps an episode
+  --ckpt_path last      go on with the run in its directory, from its last checkpoint
+  --ckpt_path FILE      start a new run from a checkpoint
+  --checkpoints.K VALUE monitor, mode (min or max), every_n_train_steps
+  --comparison.K VALUE  enabled, rivals, tuning_tasks, points
+  --wandb MODE          off, offline or online (default: off)
+
+examples:
+  lightning-evolve fit --config experiments/quickstart.yaml
+  lightning-evolve fit --config experiments/quickstart.yaml --alpha 0.03 --beta 1e-3 --seed 1
+  lightning-evolve fit --run_dir runs/quickstart --ckpt_path last
+"""
+
+_EVALUATE = """\
+usage: lightning-evolve {command} --config FILE [options]
+
+{what}
+
+options:
+{common}\
+  --ckpt_path WHAT      best, last or a file (default: best)
+With --run_dir alone, the configuration is that of the run.
+
+examples:
+  lightning-evolve {command} --config experiments/quickstart.yaml --ckpt_path best
+  lightning-evolve {command} --run_dir runs/quickstart
+"""
+
+_REPEAT = """\
+usage: lightning-evolve repeat --seeds N --config FILE [options of fit]
+
+Runs fit for the seeds 0 to N-1, one after the other, into runs/NAME-seeds/seed-0 and so on, prints
+means with 95% intervals over the seeds, and writes them to summary.json. Seeds that are finished
+are kept, and one that was interrupted goes on, so the same command again resumes.
+
+options:
+  --seeds N             how many seeds (default: 5)
+  --run_dir DIR         directory of all the runs (default: runs/NAME-seeds)
+
+example:
+  lightning-evolve repeat --seeds 5 --config experiments/quickstart.yaml
+"""
+
+
+def _evaluate(command: str, what: str) -> str:
+    return _EVALUATE.format(command=command, what=what, common=_COMMON)
+
+
+USAGE = {
+    "fit": _FIT,
+    "validate": _evaluate(
+        "validate",
+        "Scores a checkpoint on the validation tasks; writes validate.json to the run's directory.",
+    ),
+    "test": _evaluate(
+        "test",
+        "Scores a checkpoint on the test tasks; writes test.json to the run's directory.",
+    ),
+    "predict": _evaluate(
+        "predict",
+        "Predicts with a checkpoint; writes predictions.csv to the run's directory.",
+    ),
+    "repeat": _REPEAT,
+}

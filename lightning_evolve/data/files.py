@@ -1,0 +1,142 @@
+"""Files and folders as sources."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from lightning_evolve.data.formats import (
+    READERS,
+    Records,
+    read_lines,
+    read_records,
+    read_text,
+    suffix_of,
+)
+from lightning_evolve.data.image_files import read_images
+from lightning_evolve.data.rows import Rows, concatenate
+from lightning_evolve.data.splits import split_name
+from lightning_evolve.errors import UsageError
+
+SUFFIXES = (*READERS, ".npz", ".txt")
+
+
+def read_path(path: Path, text_column: str, label_column: str) -> dict[str, Rows]:
+    """Read a file or a folder.
+
+    Args:
+        path: a file of texts or images with labels, or a folder with ``train``, ``validation``
+            and ``test`` files or other files (all of them are ``"train"`` then) or one subfolder
+            of ``.txt`` files a class, which may be within folders ``train`` and ``test``.
+        text_column: where the text is.
+        label_column: where the name of the class is.
+
+    Returns:
+        Rows by split.
+
+    Raises:
+        UsageError: nothing to read, a damaged or empty file, or one without these columns.
+    """
+    if path.is_file():
+        return _read_file(path, text_column, label_column)
+    places = sorted(place for place in path.iterdir() if not place.name.startswith("."))
+    files = [place for place in places if suffix_of(place) in (*READERS, ".npz")]
+    folders = [place for place in places if place.is_dir()]
+    if named := [file for file in files if _split_of_file(file)]:
+        return _gather(
+            (str(_split_of_file(file)), _read_file(file, text_column, label_column)["train"])
+            for file in named
+        )
+    if files:
+        return _gather(
+            item for file in files for item in _read_file(file, text_column, label_column).items()
+        )
+    if any(split_name(folder.name) for folder in folders):
+        return _gather(
+            (split, _read_classes(folder))
+            for folder in folders
+            if (split := split_name(folder.name))
+        )
+    if folders:
+        return {"train": _read_classes(path)}
+    raise UsageError(
+        f"folder {str(path)!r} has nothing to read: put files of {', '.join(READERS)} or .npz "
+        "into it, or one subfolder of .txt files a class"
+    )
+
+
+def read_texts(source: str, text_column: str) -> list[str]:
+    """Read texts without labels.
+
+    Args:
+        source: a file; of ``.txt`` each line is a text.
+        text_column: where the text is in files of other formats.
+
+    Raises:
+        UsageError: a missing, damaged or empty file, or one without this column.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise UsageError(f"predict_source {source!r} is no file: name one with texts to predict")
+    if suffix_of(path) == ".txt":
+        return read_lines(path)
+    found = read_records(path)
+    _check_column(path, found, text_column, "text_column")
+    return [_text(record.get(text_column)) for record in found.records]
+
+
+def _split_of_file(path: Path) -> str | None:
+    # Large datasets are cut into files such as train-00000-of-00002.parquet.
+    stem = re.sub(r"-\d+-of-\d+$", "", path.name.partition(".")[0])
+    return split_name(stem)
+
+
+def _gather(parts: Iterable[tuple[str, Rows]]) -> dict[str, Rows]:
+    gathered: dict[str, list[Rows]] = defaultdict(list)
+    for split, rows in parts:
+        gathered[split].append(rows)
+    return {split: concatenate(pieces) for split, pieces in gathered.items()}
+
+
+def _read_file(path: Path, text_column: str, label_column: str) -> dict[str, Rows]:
+    if suffix_of(path) == ".npz":
+        return read_images(path)
+    found = read_records(path)
+    _check_column(path, found, text_column, "text_column")
+    _check_column(path, found, label_column, "label_column")
+    labels = []
+    for number, record in enumerate(found.records, start=1):
+        label = record.get(label_column)
+        if label is None or label == "":
+            raise UsageError(
+                f"row {number} of {str(path)!r} has no {label_column}: fill it or remove the row"
+            )
+        labels.append(str(label))
+    return {"train": Rows(labels, texts=[_text(r.get(text_column)) for r in found.records])}
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)  # cleaning drops and counts what is empty
+
+
+def _check_column(path: Path, found: Records, column: str, argument: str) -> None:
+    if column not in found.columns:
+        raise UsageError(
+            f"{str(path)!r} has no column {column!r}: set {argument} to one of "
+            f"{', '.join(found.columns)[:200]}"
+        )
+
+
+def _read_classes(folder: Path) -> Rows:
+    labels, texts = [], []
+    for place in sorted(folder.iterdir()):
+        for file in sorted(place.glob("*.txt")) if place.is_dir() else []:
+            labels.append(place.name)
+            texts.append(read_text(file))
+    if not texts:
+        raise UsageError(
+            f"folder {str(folder)!r} has no class: give each a subfolder of .txt files, one a text"
+        )
+    return Rows(labels, texts=texts)

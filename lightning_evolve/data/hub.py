@@ -1,0 +1,81 @@
+"""Datasets of the Hugging Face hub, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lightning_evolve.data.rows import Rows
+from lightning_evolve.data.splits import split_name
+from lightning_evolve.errors import UsageError
+from lightning_evolve.learners.checkpoints import hub
+
+
+def read_hub(name: str, subset: str | None, text_column: str, label_column: str) -> dict[str, Rows]:
+    """Download a dataset, or find it where ``datasets`` keeps what it has downloaded.
+
+    Args:
+        name: name on the hub.
+        subset: its configuration, where it has several.
+        text_column: where the text or the image is.
+        label_column: where the class is, as a name or a number that the dataset has a name for.
+
+    Returns:
+        Rows by split; those without labels (``-1`` on the hub) are left out.
+
+    Raises:
+        UsageError: no such dataset, subset or column, or no network.
+    """
+    import datasets
+
+    try:
+        with hub():
+            found = datasets.load_dataset(name, subset)
+    except Exception as error:  # the hub, the network and the builders each have their own
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        part = f" (subset {subset!r})" if subset else ""
+        raise UsageError(
+            f"source {name!r}{part} is no file or folder and the Hugging Face hub did not give it: "
+            f"check the name and the network, or name 'docstrings' or 'digits' ({reason})"
+        ) from error
+    return rows_of(found, name, text_column, label_column)
+
+
+def rows_of(
+    dataset: Mapping[str, Any], name: str, text_column: str, label_column: str
+) -> dict[str, Rows]:
+    """The rows of a ``datasets.DatasetDict``; the arguments are those of `read_hub`."""
+    from datasets import ClassLabel, Image
+
+    splits = {}
+    for part, data in dataset.items():
+        split = split_name(part)
+        if split is None:
+            continue
+        for column in (text_column, label_column):
+            if column not in data.column_names:
+                raise UsageError(
+                    f"source {name!r} has no column {column!r}: set text_column and label_column "
+                    f"to two of {', '.join(data.column_names)}"
+                )
+        feature = data.features[label_column]
+        if isinstance(feature, ClassLabel):
+            data = data.filter(lambda label: label >= 0, input_columns=label_column)
+            labels = [feature.int2str(label) for label in data[label_column]]
+        else:
+            labels = [str(label) for label in data[label_column]]
+        if not labels:
+            continue
+        if isinstance(data.features[text_column], Image):
+            images = [np.asarray(image) for image in data[text_column]]
+            if shapes := {image.shape for image in images[1:]} - {images[0].shape}:
+                raise UsageError(
+                    f"source {name!r} has images of several sizes, such as {images[0].shape} and "
+                    f"{shapes.pop()}: name a dataset with images of one size"
+                )
+            splits[split] = Rows(labels, images=np.stack(images))
+        else:
+            splits[split] = Rows(labels, texts=[str(text or "") for text in data[text_column]])
+    return splits

@@ -1,0 +1,56 @@
+"""Mini-batches of ordinary training data as tasks: adapt on one, score on the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_evolve.data.table import Table
+from lightning_evolve.tasks import Task
+
+
+@dataclass(frozen=True)
+class MiniBatches:
+    """Pairs of disjoint mini-batches; no row comes twice in an epoch.
+
+    Each epoch has an order of its own. What is left over at the end of one, less than an outer
+    step's rows, is left over in that order only.
+
+    Args:
+        table: the encoded rows.
+        rows: numbers of the training rows.
+        batch_size: rows of a mini-batch.
+        per_epoch: tasks of an epoch, each of two mini-batches.
+        seed: numbers that tell this sequence of tasks from all others.
+    """
+
+    table: Table
+    rows: Tensor
+    batch_size: int
+    per_epoch: int
+    seed: tuple[int, ...]
+
+    def task(self, index: int) -> Task:
+        """The pair of a global index.
+
+        Args:
+            index: its number in the sequence; the same number is the same pair.
+
+        Returns:
+            A task with one support batch and a query batch of ``batch_size`` rows each.
+        """
+        epoch, place = divmod(index, self.per_epoch)
+        order = _permutation(len(self.rows), (*self.seed, epoch))
+        first = 2 * self.batch_size * place
+        support, query = self.rows[order[first : first + 2 * self.batch_size]].chunk(2)
+        return Task((self.table.batch(support),), self.table.batch(query), index)
+
+
+@lru_cache(maxsize=2)  # an epoch asks for the same order again and again
+def _permutation(length: int, seed: Sequence[int]) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).permutation(length))

@@ -1,0 +1,49 @@
+"""The table: all encoded rows of a source, of which batches and tasks are selections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_evolve.tasks import Batch, Tensors
+
+
+@dataclass(frozen=True)
+class Table:
+    """Encoded rows with their classes.
+
+    Args:
+        inputs: keyword inputs of the learner, each of shape ``[rows, ...]``; small integers and
+            booleans are kept as such and widened when they are selected.
+        labels: class of each row, int64 of shape ``[rows]``, -1 where it is not known.
+        class_names: names of the classes.
+    """
+
+    inputs: Tensors
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row of dense inputs; empty for text."""
+        dense = self.inputs.get("features", self.inputs.get("images"))
+        return () if dense is None else tuple(dense.shape[1:])
+
+    def batch(self, rows: Tensor, labels: Tensor | None = None) -> Batch:
+        """Select rows; texts are cut to the longest of them.
+
+        Args:
+            rows: row numbers, int64 of shape ``[rows]``.
+            labels: what to label them with, int64 of shape ``[rows]``; their classes by default.
+        """
+        inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
+        if "attention_mask" in inputs:
+            longest = int(inputs["attention_mask"].sum(1).max()) if len(rows) else 0
+            inputs = {name: tensor[:, :longest].long() for name, tensor in inputs.items()}
+        return Batch(inputs, self.labels[rows] if labels is None else labels, rows)
+
+    def by_class(self, rows: Tensor) -> dict[int, Tensor]:
+        """The numbers of given rows, grouped by class, in the order of the classes' numbers."""
+        labels = self.labels[rows]
+        return {label: rows[labels == label] for label in sorted(set(labels.tolist()))}
