@@ -46,7 +46,7 @@ class Task(NamedTuple):
 
     support: tuple[Batch, ...]
     query: Batch
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # hides tuple.index, which nobody wants here
     name: str = ""
 
 

@@ -23,10 +23,10 @@ FOLDER, LAST, BEST = "checkpoints", "last.ckpt", "best.ckpt"
 class Checkpoints(Checkpoint):
     """Keeps the last state of a run and the best one, in the run's directory.
 
-    The last one is written every few outer steps, at the end of an epoch and after each
-    validation, only at moments that Lightning resumes from without repeating or skipping
-    anything: never between a step and the validation that follows it, nor in
-    ``on_train_epoch_end``, after which a resumed run miscounts its epochs.
+    The last one is written every few outer steps, after each validation and at the end, only at
+    moments that Lightning resumes from without repeating or skipping anything: never between a
+    step and the validation that follows it, and not between two epochs without a validation, where
+    a resumed run miscounts its epochs; what is due then waits for the next step.
 
     Args:
         monitor: logged metric of the validation that says which state is best.
@@ -50,7 +50,7 @@ class Checkpoints(Checkpoint):
         self.monitor, self.mode = monitor, mode
         self.every_n_train_steps = every_n_train_steps
         self.best: float | None = None
-        self._saved_at = -1
+        self._saved_at, self._due = -1, False
         self._folder = Path()
 
     @property
@@ -81,9 +81,14 @@ class Checkpoints(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        step = trainer.global_step
-        due = step % self.every_n_train_steps == 0 or step == trainer.max_steps
-        if (due or trainer.is_last_batch) and not _validates_after(trainer, batch_idx):
+        step, ends_epoch = trainer.global_step, trainer.is_last_batch
+        self._due |= step % self.every_n_train_steps == 0
+        is_final = step == trainer.max_steps or (
+            ends_epoch and trainer.current_epoch + 1 == trainer.max_epochs
+        )
+        if _validates_after(trainer, batch_idx):
+            return
+        if is_final or (self._due and not ends_epoch):
             self._save(trainer, LAST)
 
     @override
@@ -126,7 +131,7 @@ class Checkpoints(Checkpoint):
             return
         trainer.save_checkpoint(self._folder / name)
         if name == LAST:
-            self._saved_at = trainer.global_step
+            self._saved_at, self._due = trainer.global_step, False
 
 
 def _validates_after(trainer: L.Trainer, batch_idx: int) -> bool:

@@ -123,7 +123,7 @@ class Comparison(L.Callback):
         stream: HeldOutClassesStream,
         say: Any,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        quick = bool(trainer.fast_dev_run)
+        quick = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         test = stream.tasks("test", 2 if quick else stream.evaluated[1])
         tuning = stream.tasks("train", 1 if quick else self.tuning_tasks, offset=_FAR)
         steps = len(test[0].support) if module.persistent else module.steps
@@ -196,7 +196,7 @@ class Comparison(L.Callback):
         console = Console()
         console.print()
         print_results(results, console)
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.default_root_dir)
         table, plot = free(folder / "results.json"), free(folder / "curves.png")

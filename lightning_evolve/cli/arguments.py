@@ -18,6 +18,9 @@ def expand(arguments: list[str]) -> list[str]:
     Args:
         arguments: as the user gave them, ``--name value`` or ``--name=value``.
 
+    Raises:
+        UsageError: if the last one lacks its value.
+
     Example:
         >>> expand(["--alpha", "0.1", "-c", "a.yaml", "--seed=3"])
         ['--config=a.yaml', '--model.init_args.alpha=0.1', '--seed_everything=3']
@@ -30,8 +33,7 @@ def expand(arguments: list[str]) -> list[str]:
             if not equals:
                 following = next(remaining, None)
                 if following is None:
-                    rest.append(argument)  # the parser says that a value is missing
-                    continue
+                    raise UsageError(f"{name} needs a value")
                 value = following
             if name in SHORT_FORMS:
                 rest.append(f"{SHORT_FORMS[name]}={value}")
@@ -52,6 +54,9 @@ def take(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
     Returns:
         Its last value, ``None`` if it is not there, and the other arguments.
 
+    Raises:
+        UsageError: if it is the last argument and lacks its value.
+
     Example:
         >>> take(["--seeds", "3", "--config=a.yaml"], "--seeds")
         ('3', ['--config=a.yaml'])
@@ -64,10 +69,10 @@ def take(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
             rest.append(argument)
         elif equals:
             value = given
-        elif (following := next(remaining, None)) is not None:
-            value = following
         else:
-            rest.append(argument)
+            value = next(remaining, None)
+            if value is None:
+                raise UsageError(f"{name} needs a value")
     return value, rest
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
@@ -33,15 +34,7 @@ from lightning_evolve.errors import UsageError
 from lightning_evolve.reports.files import free, replacing, write_json
 
 # Imported before parsing, so that YAML may name their classes without the path.
-_PACKAGES = (
-    "modules",
-    "streams",
-    "learners",
-    "meta_learners",
-    "estimators",
-    "rewards",
-    "data",
-)
+_PACKAGES = ("modules", "streams", "learners", "meta_learners", "estimators", "rewards", "data")
 _TRAINER_DEFAULTS = {
     "logger": False,  # Metrics writes what is logged; --wandb adds a logger
     "inference_mode": False,  # adapting to a held-out task differentiates
@@ -61,6 +54,9 @@ class Parser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            # The parser of one class among several that are tried: the outer one reports.
+            super().error(message, ex)
         keys = [key.removeprefix("init_args.") for key in self.get_defaults().keys(branches=True)]
         if "trainer" in keys:
             keys += [name.lstrip("-") for name in (*SHORT_FORMS, "--run_dir", "--ckpt_path")]
@@ -83,8 +79,9 @@ class ConfigWriter(SaveConfigCallback):
         for key in ("config", "ckpt_path", "weights_only"):
             config.pop(key, None)
         text = self.parser.dump(config, skip_none=False)
-        path = Path(trainer.default_root_dir) / CONFIG
-        if path.exists() and path.read_text(encoding="utf-8") == text:
+        folder = Path(trainer.default_root_dir)
+        path, latest = folder / CONFIG, run_directory.config_of(folder)
+        if latest and latest.read_text(encoding="utf-8") == text:
             return
         # A run that goes on under other options keeps the first ones too.
         with replacing(free(path)) as temporary:
@@ -108,7 +105,6 @@ class EvolveCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=ConfigWriter,
-            save_config_kwargs={"save_to_log_dir": True},
             trainer_defaults=_TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_class=Parser,
@@ -168,15 +164,19 @@ class EvolveCLI(LightningCLI):
 
     def _choose(self) -> run_directory.RunDirectory:
         session, first = self.session, first_process()
+        options = self.config_init[session.command]
+        if options["trainer"].default_root_dir is not None:
+            raise UsageError("trainer.default_root_dir has no effect here; give --run_dir DIR")
         choose = run_directory.for_fit if session.command == "fit" else run_directory.for_evaluation
         run_dir = session.run_dir
         if not first and (inherited := run_directory.inherited()):
             run_dir = str(inherited)
-        run = choose(run_dir, session.name, session.ckpt_path, first=first)
+        ckpt_path = session.ckpt_path or options["ckpt_path"]  # the latter from a config file
+        run = choose(run_dir, session.name, ckpt_path, first=first)
         if first:
             run_directory.bequeath(run.path)
-            print(f"run directory: {run.path}")
-            if session.ckpt_path == "last" and run.checkpoint is None:
+            print(f"run directory: {run.path}", flush=True)
+            if ckpt_path == "last" and run.checkpoint is None:
                 print("no checkpoint in it yet: starts from the beginning")
         return run
 
@@ -215,10 +215,12 @@ class EvolveCLI(LightningCLI):
         run = self.session.run
         if run is None or not self.trainer.is_global_zero:
             return
-        metrics = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
+        metrics = {k: float(v) for k, v in sorted(self.trainer.callback_metrics.items())}
         path = free(run.path / name)
-        write_json(path, {"metrics": metrics, "checkpoint": str(run.checkpoint)})
-        print(f"{'  '.join(f'{k} {v:.4f}' for k, v in sorted(metrics.items()))}\nin {path}")
+        # JSON has no name for a number that is none.
+        finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        write_json(path, {"metrics": finite, "checkpoint": str(run.checkpoint)})
+        print(f"{'  '.join(f'{k} {v:.4f}' for k, v in metrics.items())}\nin {path}")
 
 
 def _listed(value: Any) -> list[Any]:

@@ -72,7 +72,11 @@ def condense(
 def _kind(name: str) -> str:
     """Returns how a person says a type: ``<class 'int'>`` as int, a literal as its choices."""
     choices = re.fullmatch(r"typing\.Literal\[(.+)\]", name)
-    return f"one of {choices[1].removesuffix(', False')}" if choices else re.sub(r"<class '(?:.*\.)?(\w+)'>", r"\1", name)
+    return (
+        f"one of {choices[1].removesuffix(', False')}"
+        if choices
+        else re.sub(r"<class '(?:.*\.)?(\w+)'>", r"\1", name)
+    )
 
 
 def _deepest(text: str) -> int:

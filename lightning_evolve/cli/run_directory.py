@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
@@ -27,20 +28,23 @@ class RunDirectory:
     Args:
         path: the directory.
         checkpoint: file to load, if any.
-        created: whether this process made the directory.
+        created: the directory or its first parent that this process had to make, if any.
     """
 
     path: Path
     checkpoint: Path | None = None
-    created: bool = False
+    created: Path | None = None
 
     def discard(self) -> None:
         """Removes the directory if this process made it and no training has begun in it."""
-        if self.created and not (self.path / CONFIG).exists():
-            shutil.rmtree(self.path, ignore_errors=True)
-            # Also runs/, where this would have been the first.
-            if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
-                self.path.parent.rmdir()
+        if self.created is None or {p.name for p in self.path.iterdir()} - {"wandb"}:
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        made = [p for p in self.path.parents if p == self.created or self.created in p.parents]
+        for parent in made:
+            # Another run may have moved in meanwhile.
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def inherited() -> Path | None:
@@ -84,8 +88,7 @@ def for_fit(
         path = Path(run_dir) if run_dir else newest(name)
         path = path or RUNS / name
         checkpoint = _last(path)
-        created = first and _make(path)
-        return RunDirectory(path, checkpoint, created)
+        return RunDirectory(path, checkpoint, _make(path) if first else None)
     checkpoint = None
     if ckpt_path is not None:
         checkpoint = Path(ckpt_path)
@@ -104,8 +107,10 @@ def for_fit(
         return RunDirectory(path, checkpoint, _make(path))
     # Making the directory takes the name, also where two runs start at the same moment.
     names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-    path = next(path for n in names if not (path := RUNS / n).exists() and _make(path))
-    return RunDirectory(path, checkpoint, created=True)
+    for path in (RUNS / n for n in names):
+        if not path.exists() and (created := _make(path)):
+            return RunDirectory(path, checkpoint, created)
+    raise AssertionError("numbers do not end")
 
 
 def for_evaluation(
@@ -127,7 +132,7 @@ def for_evaluation(
         checkpoint = Path(ckpt_path)
         check(checkpoint)
         path = Path(run_dir) if run_dir else run_of(checkpoint) or checkpoint.parent
-        return RunDirectory(path, checkpoint, first and _make(path))
+        return RunDirectory(path, checkpoint, _make(path) if first else None)
     found = Path(run_dir) if run_dir else newest(name)
     if found is None or not found.is_dir():
         raise UsageError(
@@ -142,7 +147,7 @@ def for_evaluation(
             f"go on training by: lightning-evolve fit --run_dir {found} --ckpt_path last"
         )
     check(files[0])
-    return RunDirectory(found, files[0], first and _make(found))
+    return RunDirectory(found, files[0], _make(found) if first else None)
 
 
 def newest(name: str) -> Path | None:
@@ -225,8 +230,13 @@ def _last(path: Path) -> Path | None:
     return checkpoint
 
 
-def _make(path: Path) -> bool:
-    """Makes a directory if it is not there, and tries that it can be written to."""
+def _make(path: Path) -> Path | None:
+    """Makes a directory, or tries that the one that is there can be written to.
+
+    Returns:
+        The directory or its first parent that was not there; ``None`` if it was.
+    """
+    created = [p for p in (path, *path.parents) if not p.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -235,10 +245,10 @@ def _make(path: Path) -> bool:
             if not path.is_dir():
                 raise
             with tempfile.TemporaryFile(dir=path):
-                return False
+                return None
     except OSError as error:
         raise UsageError(
             f"cannot write to {path}: {(error.strerror or str(error)).lower()}; "
             "choose another --run_dir"
         ) from error
-    return True
+    return created[-1] if created else path

@@ -117,21 +117,33 @@ def _session(command: str, arguments: list[str]) -> Session:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hides Lightning's notes and advice: what remains on standard error is for the user."""
+    # Importing Lightning sets levels and the form of warnings, so it comes first.
+    import lightning  # noqa: F401
+
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
-    levels = [logger.level for logger in loggers]
+    levels, form = [logger.level for logger in loggers], warnings.formatwarning
     with warnings.catch_warnings():
         for message in _IRRELEVANT:
             warnings.filterwarnings("ignore", message=message)
         try:
-            # Importing Lightning sets the levels, so it comes first.
-            import lightning  # noqa: F401
-
             for logger in loggers:
                 logger.setLevel(logging.WARNING)
+            warnings.formatwarning = _one_line
             yield
         finally:
+            warnings.formatwarning = form
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    return f"lightning-evolve: warning: {' '.join(str(message).split())}\n"
 
 
 def _interrupted(error: BaseException) -> bool:
@@ -169,5 +181,5 @@ def _mistake(error: BaseException) -> UsageError | None:
 
 def first_process() -> bool:
     """Whether this is the process that writes, of those that train together."""
-    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return next((rank for rank in ranks if rank is not None), "0") == "0"
+    names = ["RANK"] if "RANK" in os.environ else ["LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"]
+    return all(os.environ.get(name, "0") == "0" for name in names)

@@ -23,7 +23,7 @@ def read_hub(name: str, subset: str | None, text_column: str, label_column: str)
         label_column: where the class is, as a name or a number that the dataset has a name for.
 
     Returns:
-        Rows by split; those without labels (``-1`` on the hub) are left out.
+        Rows by split; those without labels are left out.
 
     Raises:
         UsageError: no such dataset, subset or column, or no network.
@@ -61,11 +61,10 @@ def rows_of(
                     f"to two of {', '.join(data.column_names)}"
                 )
         feature = data.features[label_column]
-        if isinstance(feature, ClassLabel):
-            data = data.filter(lambda label: label >= 0, input_columns=label_column)
-            labels = [feature.int2str(label) for label in data[label_column]]
-        else:
-            labels = [str(label) for label in data[label_column]]
+        numbered = isinstance(feature, ClassLabel)
+        hidden = (None, -1) if numbered else (None,)
+        data = data.select([n for n, y in enumerate(data[label_column]) if y not in hidden])
+        labels = [feature.int2str(y) if numbered else str(y) for y in data[label_column]]
         if not labels:
             continue
         if isinstance(data.features[text_column], Image):

@@ -41,8 +41,8 @@ def split_classes(
     Returns:
         Numbers of the classes by split, each in ascending order; none is in two.
 
-    >>> split_classes(range(5), (0.6, 0.2, 0.2), seed=0)
-    {'train': [0, 2, 3], 'validation': [4], 'test': [1]}
+    >>> {name: len(part) for name, part in split_classes(range(5), (0.6, 0.2, 0.2), 0).items()}
+    {'train': 3, 'validation': 1, 'test': 1}
     """
     order = np.random.default_rng([seed]).permutation(np.array(classes))
     ends = np.cumsum(fractions) * len(order)
@@ -61,8 +61,10 @@ def sample_rows(labels: Sequence[str], count: int, seed: int) -> tuple[list[int]
     Returns:
         Numbers of the rows that were drawn, and of all others, both in ascending order.
 
-    >>> sample_rows(["a", "a", "b", "b"], 2, seed=0)
-    ([1, 3], [0, 2])
+    >>> labels = ["a", "a", "a", "a", "b", "b"]
+    >>> drawn, others = sample_rows(labels, 3, seed=0)
+    >>> [labels[number] for number in drawn], sorted(drawn + others)
+    (['a', 'a', 'b'], [0, 1, 2, 3, 4, 5])
     """
     from sklearn.utils import resample
 

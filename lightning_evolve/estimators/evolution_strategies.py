@@ -69,17 +69,15 @@ def evolution_strategies(episode: Episode, *, sigma: float = 0.1, pairs: int = 1
 def _play(episode: Episode) -> tuple[Tensor, Tensor, Adapted]:
     """One run without a graph: mean reward, last logits, last theta."""
     query, adapted, rewards = episode.task.query, episode.start, []
-    for k, adapted in enumerate(
-        inner_steps(
-            episode.learner,
-            episode.meta_learner,
-            adapted,
-            episode.task,
-            alpha=episode.alpha,
-            steps=range(episode.steps),
-        ),
-        start=1,
-    ):
+    walk = inner_steps(
+        episode.learner,
+        episode.meta_learner,
+        adapted,
+        episode.task,
+        alpha=episode.alpha,
+        steps=range(episode.steps),
+    )
+    for k, adapted in enumerate(walk, start=1):
         if k in episode.measured:
             predictions = logits(episode.learner, adapted.theta, query)
             rewards.append(episode.reward(predictions, query.labels))

@@ -60,18 +60,16 @@ def unrolled(episode: Episode, *, truncation: int = 0, graph: Graph = "full") ->
                     detached_state(adapted.state),
                 )
             objective: list[Tensor] = []
-            for k, adapted in enumerate(
-                inner_steps(
-                    episode.learner,
-                    episode.meta_learner,
-                    adapted,
-                    episode.task,
-                    alpha=episode.alpha,
-                    steps=window,
-                    graph=graph,
-                ),
-                start=window.start + 1,
-            ):
+            walk = inner_steps(
+                episode.learner,
+                episode.meta_learner,
+                adapted,
+                episode.task,
+                alpha=episode.alpha,
+                steps=window,
+                graph=graph,
+            )
+            for k, adapted in enumerate(walk, start=window.start + 1):
                 if k in episode.measured:
                     final = logits(episode.learner, adapted.theta, query)
                     objective.append(episode.reward(final, query.labels))
@@ -163,5 +161,5 @@ def check_differentiable(
     if learn_init and truncation and min(measured) > truncation:
         raise UsageError(
             f"a learned initial theta gets no gradient: truncation is {truncation} and the reward "
-            f"is first measured after step {min(measured)}; raise one of truncation and measurements"
+            f"is first measured after step {min(measured)}; raise truncation or measurements"
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_evolve.evaluation.curves import Curves, adaptation_curves
 from lightning_evolve.evaluation.floor import nearest_centroid
-from lightning_evolve.evaluation.rivals import RIVALS, tuned_rivals
+from lightning_evolve.evaluation.rivals import RIVALS, name_of, tuned_rivals
 from lightning_evolve.evaluation.statistics import NOTHING, Interval, interval, steps_to_target
 from lightning_evolve.learners.base import Learner
 from lightning_evolve.meta_learners import MetaLearner, MetaLearnerFactory
@@ -80,7 +80,7 @@ def compare_on_tasks(
         )
 
     def tuning_loss(rule: MetaLearnerFactory, rate: float) -> float:
-        progress(f"tuning the rivals: {_name(rule)} at {rate:.3g}")
+        progress(f"tuning the rivals: {name_of(rule)} at {rate:.3g}")
         got = curves(rule(start), start, rate, tuning, measured)
         return float(got.loss[:, [got.steps.index(k) for k in measured]].mean())
 
@@ -160,7 +160,3 @@ def floor_row(tasks: Sequence[Task], features: Callable[[Tensor], Any]) -> dict[
         "steps_to_target": NOTHING,
         "setting": {},
     }
-
-
-def _name(rule: MetaLearnerFactory) -> str:
-    return getattr(getattr(rule, "func", rule), "__name__", "rule")

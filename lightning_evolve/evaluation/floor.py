@@ -26,4 +26,5 @@ def nearest_centroid(support: Any, labels: np.ndarray, query: Any) -> np.ndarray
     """
     members = np.eye(int(labels.max()) + 1)[labels]
     centroids = normalize(np.asarray((normalize(support).T @ members).T))
-    return np.asarray(normalize(query) @ centroids.T).argmax(axis=1)
+    nearest: np.ndarray = np.asarray(normalize(query) @ centroids.T).argmax(axis=1)
+    return nearest

@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 from torch.nn import functional
 
 from lightning_evolve.evaluation.floor import nearest_centroid
-from lightning_evolve.evaluation.rivals import RIVALS, tuned_rivals
+from lightning_evolve.evaluation.rivals import RIVALS, name_of, tuned_rivals
 from lightning_evolve.evaluation.statistics import NOTHING, TOLERANCE, Interval, interval
 from lightning_evolve.inner_loop import Adapted, detached, inner_steps, logits
 from lightning_evolve.learners.base import Learner
@@ -198,9 +198,7 @@ def compare_on_rows(
     kept: dict[tuple[int, float], Trained] = {}
 
     def loss(rule: MetaLearnerFactory, rate: float) -> float:
-        progress(
-            f"tuning the rivals: {getattr(getattr(rule, 'func', rule), '__name__', '')} at {rate:.3g}"
-        )
+        progress(f"tuning the rivals: {name_of(rule)} at {rate:.3g}")
         run = train(learner, rule, initial, tasks, validation, alpha=rate, measured=measured)
         # The run that was tuned on is the run that counts: no second one to wait for.
         kept[id(rule), rate] = run

@@ -44,6 +44,16 @@ def first_group(learner: Learner, theta: Tensors) -> str:
     return f"{prefix}*" if 0 < len(inside) < len(theta) else next(iter(theta))
 
 
+def name_of(rule: MetaLearnerFactory) -> str:
+    """Returns what a person calls a rule: the name of its class.
+
+    Example:
+        >>> name_of(partial(Adam, eps=1e-6))
+        'Adam'
+    """
+    return str(getattr(getattr(rule, "func", rule), "__name__", "rule"))
+
+
 def tuned_rivals(
     loss: Callable[[MetaLearnerFactory, float], float],
     learner: Learner,

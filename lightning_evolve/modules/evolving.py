@@ -152,6 +152,7 @@ class EvolvingClassifier(L.LightningModule):
             groups.append({"params": list(self.theta().values())})
         inner = torch.optim.SGD(self.theta().values(), lr=self.alpha)
         outer = torch.optim.Adam(groups, lr=self.beta)
+        schedule: torch.optim.lr_scheduler.LRScheduler
         schedule = torch.optim.lr_scheduler.LambdaLR(outer, lambda _: 1.0)
         if self.beta_schedule == "cosine":
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -186,7 +187,7 @@ class EvolvingClassifier(L.LightningModule):
 
     def _outer_step(self, estimates: list[Estimate]) -> None:
         """Moves phi (and a learned initial theta) by beta along the mean estimate."""
-        _, outer = self.optimizers()  # type: ignore[misc]
+        outer = self.optimizers()[1]  # type: ignore[index]
         uphill = [(p, [e.phi[n] for e in estimates]) for n, p in self.meta_learner.phi().items()]
         if self.learn_init:
             uphill += [(p, [e.theta[n] for e in estimates]) for n, p in self.theta().items()]
@@ -200,7 +201,9 @@ class EvolvingClassifier(L.LightningModule):
             self.manual_backward(objective)
             if self.clip:
                 self.clip_gradients(
-                    outer, gradient_clip_val=self.clip, gradient_clip_algorithm="norm"
+                    outer,  # type: ignore[arg-type]  # Lightning's wrapper of an optimizer is one
+                    gradient_clip_val=self.clip,
+                    gradient_clip_algorithm="norm",
                 )
         outer.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]

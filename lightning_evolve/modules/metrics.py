@@ -55,7 +55,7 @@ class PerTaskMetrics(MetricCollection):
             {name: MeanMetric() for name in names}, prefix=prefix, compute_groups=False
         )
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
+    def update(self, logits: Tensor, labels: Tensor) -> None:  # type: ignore[override]
         """Adds a task.
 
         Args:
@@ -73,5 +73,5 @@ class PerTaskMetrics(MetricCollection):
 class _CrossEntropy(MeanMetric):
     """Mean cross-entropy over rows, in nats."""
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
+    def update(self, logits: Tensor, labels: Tensor) -> None:  # type: ignore[override]
         super().update(functional.cross_entropy(logits, labels, reduction="none"))

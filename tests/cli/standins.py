@@ -98,9 +98,11 @@ class TinyModel(L.LightningModule):
         meta_learner: MetaLearnerFactory | None = None,
         *,
         alpha: float = 0.1,
+        interrupt_at: int = -1,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.interrupt_at = interrupt_at
         self.automatic_optimization = False
         if not alpha > 0:
             raise UsageError(f"alpha is {alpha}; give a finite number above 0")
@@ -124,6 +126,8 @@ class TinyModel(L.LightningModule):
         return loss
 
     def training_step(self, batch: list[Task], batch_idx: int) -> None:
+        if self.trainer.global_step == self.interrupt_at:
+            raise KeyboardInterrupt
         optimizer = self.optimizers()
         optimizer.zero_grad()
         self.manual_backward(self._score(batch[0].support[0], "train", prog_bar=True))

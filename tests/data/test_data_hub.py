@@ -29,6 +29,13 @@ def test_numbers_get_their_names_and_rows_without_a_label_are_left_out():
     }
 
 
+def test_labels_that_are_no_numbered_classes():
+    data = {"text": ["one", "two", "three"], "label": [-1, None, 1]}
+    found = {"train": datasets.Dataset.from_dict(data)}
+    rows = Rows(["-1", "1"], texts=["one", "three"])
+    assert rows_of(found, "name", "text", "label") == {"train": rows}
+
+
 def test_a_column_that_is_not_there():
     found = {"train": datasets.Dataset.from_dict({"sentence": ["x"], "label": ["a"]})}
     with pytest.raises(UsageError, match=r"'name' has no column 'text'.*sentence, label"):

@@ -6,7 +6,7 @@ import pytest
 
 from lightning_evolve.data.held_out_classes import hold_out_classes
 from lightning_evolve.data.held_out_rows import Sizes, hold_out_rows
-from lightning_evolve.data.rows import Rows
+from lightning_evolve.data.rows import Rows, concatenate
 from lightning_evolve.data.splits import check_fractions, sample_rows, split_classes
 from lightning_evolve.errors import UsageError
 
@@ -96,10 +96,15 @@ def test_splits_that_share_no_class_are_kept(make_rows):
     }
     arranged = hold_out_classes(source, 2, 4, THIRDS, seed=1)
     assert classes_of(arranged) == {n: set(rows.labels) for n, rows in source.items()}
+    # A class that is too small goes, the others stay where they are.
+    small = make_rows(classes=1, each=2, first_class=30)
+    source["train"] = concatenate([source["train"], small])
+    kept = hold_out_classes(source, 2, 4, THIRDS, seed=1)
+    assert classes_of(kept) == classes_of(arranged)
     # With one class in common they are pooled.
     source["test"] = make_rows(classes=6, each=4, first_class=4)
     arranged = hold_out_classes(source, 2, 4, THIRDS, seed=1)
-    assert classes_of(arranged) != {n: set(rows.labels) for n, rows in source.items()}
+    assert classes_of(arranged)["test"] != set(source["test"].labels)
     assert_nothing_shared(classes_of(arranged))
 
 

@@ -1,0 +1,97 @@
+"""A run killed at random moments and resumed ends where the uninterrupted one does, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from lightning_evolve.cli import main
+
+CONFIG = """
+model:
+  class_path: EvolvingClassifier
+  init_args:
+    learner: {{class_path: CNN, init_args: {{channels: [3, 4]}}}}
+    estimator: {{class_path: {estimator}}}
+    theta: {theta}
+    alpha: 0.01
+    beta_schedule: cosine
+    steps: 4
+data:
+  class_path: EpisodeStream
+  init_args:
+    source: digits
+    encoder: {{class_path: Pixels, init_args: {{size: 8}}}}
+    ways: 3
+    steps_per_epoch: 20
+    val_tasks: 3
+    class_fractions: [0.4, 0.3, 0.3]
+checkpoints: {{every_n_train_steps: 3}}
+comparison: {{enabled: false}}
+trainer: {{max_epochs: 3, accelerator: cpu, log_every_n_steps: 1}}
+"""
+
+
+def start(arguments: list[str]) -> int:
+    """Runs the command in a fork: the parent's imports save each start its five seconds."""
+    process = os.fork()
+    if process == 0:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        code = 1
+        try:
+            code = main(arguments)
+        finally:
+            os._exit(code)
+    return process
+
+
+def wait(process: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("theta", "estimator"), [("episodic", "EvolutionStrategies"), ("persistent", "Unrolled")]
+)
+def test_killed_at_ten_moments_and_resumed(tmp_path, theta, estimator):
+    torch.set_num_threads(1)  # threads do not survive a fork
+    config = tmp_path / "c.yaml"
+    config.write_text(CONFIG.format(theta=theta, estimator=estimator))
+    options = ["fit", "--config", str(config), "--run_dir"]
+    began = time.monotonic()
+    assert wait(start([*options, str(tmp_path / "whole")])) == 0
+    duration = time.monotonic() - began
+    moments, kills = random.Random(0), 0
+    while kills < 10:
+        process = start([*options, str(tmp_path / "killed"), "--ckpt_path", "last"])
+        time.sleep(moments.uniform(0.1, 0.5) * duration)
+        os.kill(process, signal.SIGKILL)
+        if wait(process) == 0:
+            break  # It got to the end between two kills.
+        kills += 1
+    assert kills >= 3
+    assert wait(start([*options, str(tmp_path / "killed"), "--ckpt_path", "last"])) == 0
+    for name in ("last", "best"):
+        whole, killed = (
+            torch.load(tmp_path / run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+            for run in ("whole", "killed")
+        )
+        assert whole["global_step"] == killed["global_step"]
+        for key, value in whole["state_dict"].items():
+            assert torch.equal(value, killed["state_dict"][key]), key
+        saved, again = (c["lightning_evolve"]["state"] for c in (whole, killed))
+        assert saved["step"] == again["step"]
+        for kind, tensors in saved["accumulators"].items():
+            for key, value in tensors.items():
+                assert torch.equal(value, again["accumulators"][kind][key]), key
+    assert whole["state_dict"]["meta_learner.log_gains"].abs().sum() > 0
+    csv = [(tmp_path / run / "metrics.csv").read_bytes() for run in ("whole", "killed")]
+    assert csv[0] == csv[1]
+    assert csv[0].count(b"\n") > 60
