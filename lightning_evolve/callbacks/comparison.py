@@ -176,7 +176,7 @@ class Comparison(L.Callback):
             [move(task) for task in tasks],
             move(stream.split("validation")),
             move(stream.split("test")),
-            alpha=module.alpha if isinstance(module, EvolvingClassifier) else float("nan"),
+            alpha=module.alpha,
             floor_features=stream.floor_features,
             rivals=self.rivals,
             points=self.points,

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from lightning_evolve.data.columns import find_column
 from lightning_evolve.data.formats import (
     READERS,
-    Records,
     read_lines,
     read_records,
     read_text,
@@ -83,7 +83,7 @@ def read_texts(source: str, text_column: str) -> list[str]:
     if suffix_of(path) == ".txt":
         return read_lines(path)
     found = read_records(path)
-    _check_column(path, found, text_column, "text_column")
+    text_column = find_column(str(path), found.columns, "text_column", text_column)
     return [_text(record.get(text_column)) for record in found.records]
 
 
@@ -104,8 +104,8 @@ def _read_file(path: Path, text_column: str, label_column: str) -> dict[str, Row
     if suffix_of(path) == ".npz":
         return read_images(path)
     found = read_records(path)
-    _check_column(path, found, text_column, "text_column")
-    _check_column(path, found, label_column, "label_column")
+    text_column = find_column(str(path), found.columns, "text_column", text_column)
+    label_column = find_column(str(path), found.columns, "label_column", label_column)
     labels = []
     for number, record in enumerate(found.records, start=1):
         label = record.get(label_column)
@@ -119,14 +119,6 @@ def _read_file(path: Path, text_column: str, label_column: str) -> dict[str, Row
 
 def _text(value: object) -> str:
     return "" if value is None else str(value)  # cleaning drops and counts what is empty
-
-
-def _check_column(path: Path, found: Records, column: str, argument: str) -> None:
-    if column not in found.columns:
-        raise UsageError(
-            f"{str(path)!r} has no column {column!r}: set {argument} to one of "
-            f"{', '.join(found.columns)[:200]}"
-        )
 
 
 def _read_classes(folder: Path) -> Rows:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_evolve.data.columns import find_column
 from lightning_evolve.data.rows import Rows
 from lightning_evolve.data.splits import split_name
 from lightning_evolve.errors import UsageError
@@ -54,21 +55,17 @@ def rows_of(
         split = split_name(part)
         if split is None:
             continue
-        for column in (text_column, label_column):
-            if column not in data.column_names:
-                raise UsageError(
-                    f"source {name!r} has no column {column!r}: set text_column and label_column "
-                    f"to two of {', '.join(data.column_names)}"
-                )
-        feature = data.features[label_column]
+        texts = find_column(name, data.column_names, "text_column", text_column)
+        classes = find_column(name, data.column_names, "label_column", label_column)
+        feature = data.features[classes]
         numbered = isinstance(feature, ClassLabel)
         hidden = (None, -1) if numbered else (None,)
-        data = data.select([n for n, y in enumerate(data[label_column]) if y not in hidden])
-        labels = [feature.int2str(y) if numbered else str(y) for y in data[label_column]]
+        data = data.select([n for n, y in enumerate(data[classes]) if y not in hidden])
+        labels = [feature.int2str(y) if numbered else str(y) for y in data[classes]]
         if not labels:
             continue
-        if isinstance(data.features[text_column], Image):
-            images = [np.asarray(image) for image in data[text_column]]
+        if isinstance(data.features[texts], Image):
+            images = [np.asarray(image) for image in data[texts]]
             if shapes := {image.shape for image in images[1:]} - {images[0].shape}:
                 raise UsageError(
                     f"source {name!r} has images of several sizes, such as {images[0].shape} and "
@@ -76,5 +73,5 @@ def rows_of(
                 )
             splits[split] = Rows(labels, images=np.stack(images))
         else:
-            splits[split] = Rows(labels, texts=[str(text or "") for text in data[text_column]])
+            splits[split] = Rows(labels, texts=[str(text or "") for text in data[texts]])
     return splits

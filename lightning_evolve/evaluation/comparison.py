@@ -84,7 +84,7 @@ def compare_on_tasks(
         got = curves(rule(start), start, rate, tuning, measured)
         return float(got.loss[:, [got.steps.index(k) for k in measured]].mean())
 
-    chosen = tuned_rivals(tuning_loss, learner, start, rivals, points)
+    chosen = tuned_rivals(tuning_loss, learner, start, alpha, rivals, points)
     every = evenly(steps)
     progress("evolved on held-out tasks")
     found = {"evolved": curves(evolved, theta, alpha, test, every)}

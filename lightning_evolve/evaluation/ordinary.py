@@ -204,7 +204,7 @@ def compare_on_rows(
         kept[id(rule), rate] = run
         return run.best_loss()
 
-    for rival_name, rival in tuned_rivals(loss, learner, initial, rivals, points).items():
+    for rival_name, rival in tuned_rivals(loss, learner, initial, alpha, rivals, points).items():
         run = kept.get((id(rival.rule), rival.alpha))
         runs[rival_name] = run or train(
             learner, rival.rule, initial, tasks, validation, alpha=rival.alpha, measured=measured

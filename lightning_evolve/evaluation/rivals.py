@@ -58,6 +58,7 @@ def tuned_rivals(
     loss: Callable[[MetaLearnerFactory, float], float],
     learner: Learner,
     theta: Tensors,
+    centre: float,
     names: Iterable[str] = RIVALS,
     points: int = 7,
 ) -> dict[str, Rival]:
@@ -70,6 +71,8 @@ def tuned_rivals(
         loss: what a rule at a rate leads to on the tuning tasks.
         learner: the base classifier.
         theta: its adapting parameters.
+        centre: middle of the grids of Adam's kind, such as our own rate; plain SGD, whose gradient
+            is not normalised, is tuned around a hundred times that.
         names: which of :data:`RIVALS`.
         points: size of each grid.
 
@@ -81,14 +84,11 @@ def tuned_rivals(
         if name not in RIVALS:
             raise UsageError(f"rivals: {name!r} is none of {', '.join(RIVALS)}")
     rivals: dict[str, Rival] = {}
-    rules: dict[str, tuple[MetaLearnerFactory, float]] = {
-        "sgd": (SGD, 1e-1),
-        "adam": (Adam, 1e-2),
-        "adamw": (AdamW, 1e-2),
-    }
-    for name, (rule, centre) in rules.items():
+    rules: dict[str, MetaLearnerFactory] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+    for name, rule in rules.items():
         if name in names or (name == "adam" and "adam_groups" in names):
-            rate = tune(partial(loss, rule), centre, points).rate
+            middle = 100 * centre if name == "sgd" else centre
+            rate = tune(partial(loss, rule), middle, points).rate
             rivals[name] = Rival(rule, rate, {"rate": rate})
     if "adam_groups" in names:
         pattern, rate = first_group(learner, theta), rivals["adam"].alpha

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
@@ -64,10 +65,18 @@ class Classifier(L.LightningModule):
         self.val_metrics = PooledMetrics(spec.num_classes, "val/")
         self.test_metrics = PooledMetrics(spec.num_classes, "test/")
 
+    @property
+    def alpha(self) -> float:
+        """The optimizer's learning rate, under the name that it has in EvolvingClassifier."""
+        return float(self._make([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"])
+
+    def _make(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        make = self.optimizer or (lambda p: torch.optim.AdamW(p, lr=1e-3))
+        return make(params)
+
     def configure_optimizers(self) -> Any:
         """Returns the optimizer, and the scheduler where there is one."""
-        make = self.optimizer or (lambda params: torch.optim.AdamW(params, lr=1e-3))
-        optimizer = make(self.learner.parameters())
+        optimizer = self._make(self.learner.parameters())
         if self.lr_scheduler is None:
             return optimizer
         schedule = {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}
