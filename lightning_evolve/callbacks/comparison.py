@@ -127,8 +127,10 @@ class Comparison(L.Callback):
         test = stream.tasks("test", 2 if quick else stream.evaluated[1])
         tuning = stream.tasks("train", 1 if quick else self.tuning_tasks, offset=_FAR)
         steps = len(test[0].support) if module.persistent else module.steps
-        initial = _initial(module)
         measured = tuple(range(1, steps + 1)) if module.persistent else module.measured
+        if quick:
+            steps, measured = 1, (1,)
+        initial = _initial(module)
         comparison = compare_on_tasks(
             module.learner,
             module.meta_learner,
@@ -186,7 +188,8 @@ class Comparison(L.Callback):
         results = {
             "rows": rows,
             "seed": module.seed,
-            "tasks": len(stream.split("test").labels),
+            "tasks": 1,
+            "rows_tested": len(stream.split("test").labels),
             "steps": steps,
             "config": _settings(module, stream),
         }

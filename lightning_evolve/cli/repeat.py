@@ -114,6 +114,7 @@ def summarise(results: dict[int, dict[str, Any]]) -> dict[str, Any]:
         },
         "seeds": list(results),
         "tasks": first.get("tasks"),
+        "rows_tested": first.get("rows_tested"),
         "steps": first.get("steps"),
         "config": first.get("config"),
     }

@@ -16,16 +16,17 @@ from lightning_evolve.tasks import Task
 
 @dataclass(frozen=True)
 class MiniBatches:
-    """Pairs of disjoint mini-batches; no row comes twice in an epoch.
+    """Each mini-batch in turn to adapt on, the one after it to score on.
 
-    Each epoch has an order of its own. What is left over at the end of one, less than an outer
-    step's rows, is left over in that order only.
+    So every row is adapted on once an epoch, and scored on just before that, when theta has not
+    yet learned from it (prequential, Dawid 1984). Each epoch has an order of its own; what is left
+    over at the end of one is left over in that order only.
 
     Args:
         table: the encoded rows.
         rows: numbers of the training rows.
         batch_size: rows of a mini-batch.
-        per_epoch: tasks of an epoch, each of two mini-batches.
+        per_epoch: tasks of an epoch, at most one less than there are mini-batches.
         seed: numbers that tell this sequence of tasks from all others.
     """
 
@@ -46,7 +47,7 @@ class MiniBatches:
         """
         epoch, place = divmod(index, self.per_epoch)
         order = _permutation(len(self.rows), (*self.seed, epoch))
-        first = 2 * self.batch_size * place
+        first = self.batch_size * place
         support, query = self.rows[order[first : first + 2 * self.batch_size]].chunk(2)
         return Task((self.table.batch(support),), self.table.batch(query), index)
 

@@ -111,6 +111,12 @@ class EvolvingClassifier(L.LightningModule):
         """Builds theta and phi once the data is known (Lightning calls it before training)."""
         if self.spec is None and (spec := attached_spec(self)) is not None:
             self.build(spec)
+            if self.trainer.world_size > 1 and not (self.learn_init or self.meta_learner.phi()):
+                raise UsageError(
+                    f"{type(self.meta_learner).__name__} has nothing to learn, and several "
+                    "processes have nothing to share then; give --trainer.devices 1, or a rule "
+                    "with a phi such as Gains"
+                )
 
     def build(self, spec: DataSpec) -> None:
         """Builds theta and phi; needed by hand only where no Trainer does it.

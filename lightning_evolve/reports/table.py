@@ -14,6 +14,7 @@ METHODS = {
     "adam": "Adam, tuned",
     "adam_groups": "Adam, 2 tuned groups",
     "adamw": "AdamW, tuned",
+    "classifier": "Classifier",
     "floor": "no learning",
 }
 """What a person calls the methods of ``results.json``, in the order of the table."""
@@ -41,7 +42,7 @@ def print_results(
     rows = sorted(results["rows"], key=_place)
     # No lines between columns: the table fits a terminal of 80 characters.
     table = Table(
-        title="Held-out tasks",
+        title="Held-out data",
         caption=_caption(results, over),
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
@@ -68,11 +69,13 @@ def _place(row: dict[str, Any]) -> int:
 
 
 def _caption(results: dict[str, Any], over: str) -> str:
-    parts = [
-        f"{results[key]} {name}"
-        for key, name in (("tasks", "tasks"), ("steps", "inner steps"))
-        if results.get(key) is not None
-    ]
+    # On ordinary data the test split is one task of many rows, and the intervals are over those.
+    rows = results.get("rows_tested")
+    if rows is not None and over == "tasks":
+        over = "rows"
+    counts = (rows, "test rows") if rows is not None else (results.get("tasks"), "tasks")
+    named = (counts, (results.get("steps"), "inner steps"))
+    parts = [f"{count} {name}" for count, name in named if count is not None]
     if results.get("seed") is not None:
         parts.append(f"seed {results['seed']}")
     return ", ".join(parts) + f"; mean ± 95% interval over {over}"

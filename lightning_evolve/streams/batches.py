@@ -24,8 +24,8 @@ from lightning_evolve.tasks import Batch, DataSpec, Task
 class BatchStream(Stream):
     """Mini-batches of fixed classes; each training task is a pair of them.
 
-    A task adapts on one mini-batch and scores on the other. An epoch visits each training row once
-    at most, in an order of its own. Validation, test and prediction give batches of rows.
+    A task adapts on one mini-batch and scores on the one after it, which is adapted on next. An
+    epoch adapts on each training row once, in an order of its own. Validation, test and prediction give batches of rows.
 
     Args:
         batch_size: rows of a mini-batch; a task has two.
@@ -114,13 +114,12 @@ class BatchStream(Stream):
         if self.predict_source:
             self._put_first(self.predict_source)
         rows = self.splits["train"]
-        step = 2 * self.batch_size * self.tasks_per_step
-        self.steps_per_epoch = len(rows) // step
-        if not self.steps_per_epoch:
+        # The last mini-batch is only scored on.
+        self.steps_per_epoch = (len(rows) // self.batch_size - 1) // self.tasks_per_step
+        if self.steps_per_epoch < 1:
             raise UsageError(
-                f"an outer step takes {step} rows (two mini-batches of {self.batch_size} for each "
-                f"of {self.tasks_per_step} tasks) and there are {len(rows)} training rows: lower "
-                "batch_size or tasks_per_step"
+                f"an outer step takes {self.tasks_per_step + 1} mini-batches of {self.batch_size} "
+                f"rows and there are {len(rows)} training rows: lower batch_size or tasks_per_step"
             )
         per_epoch = self.steps_per_epoch * self.tasks_per_step
         self._training = MiniBatches(

@@ -37,8 +37,8 @@ def test_labels_that_are_no_numbered_classes():
 
 
 def test_a_column_that_is_not_there():
-    found = {"train": datasets.Dataset.from_dict({"sentence": ["x"], "label": ["a"]})}
-    with pytest.raises(UsageError, match=r"'name' has no column 'text'.*sentence, label"):
+    found = {"train": datasets.Dataset.from_dict({"body": ["x"], "label": ["a"]})}
+    with pytest.raises(UsageError, match=r"'name' has no column 'text'.*body, label"):
         rows_of(found, "name", "text", "label")
 
 

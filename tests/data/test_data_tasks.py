@@ -105,16 +105,18 @@ def test_every_class_and_row_gets_its_turn(episodes):
 
 def test_an_epoch_visits_each_row_once_and_each_epoch_in_its_own_order():
     table = table_of(classes=2, each=23)
-    stream = MiniBatches(table, torch.arange(5, 46), batch_size=4, per_epoch=5, seed=(0,))
-    epochs = [
-        [rows_of(*t.support, t.query) for t in map(stream.task, range(e * 5, e * 5 + 5))]
-        for e in range(3)
-    ]
+    stream = MiniBatches(table, torch.arange(5, 46), batch_size=4, per_epoch=9, seed=(0,))
+    epochs = [[stream.task(e * 9 + n) for n in range(9)] for e in range(3)]
     for epoch in epochs:
-        flat = [row for pair in epoch for row in pair]
-        assert len(flat) == len(set(flat)) == 40
-        assert set(flat) <= set(range(5, 46))
-    assert epochs[0] != epochs[1] != epochs[2]
+        adapted = [row for t in epoch for row in rows_of(*t.support)]
+        assert len(adapted) == len(set(adapted)) == 36
+        assert set(adapted) | set(rows_of(epoch[-1].query)) <= set(range(5, 46))
+        for task, following in zip(epoch[:-1], epoch[1:], strict=True):
+            # Scored on just before it is adapted on.
+            assert torch.equal(task.query.rows, following.support[0].rows)
+        assert not set(rows_of(epoch[-1].query)) & set(adapted)
+    first = [[rows_of(*t.support) for t in epoch] for epoch in epochs]
+    assert first[0] != first[1] != first[2]
     assert equal(stream.task(7), stream.task(7))
     support, query = stream.task(7).support[0], stream.task(7).query
     assert torch.equal(support.labels, support.rows // 23)

