@@ -11,6 +11,7 @@ the Hessian (``"first_order"``, Finn et al. 2017, section 5.2), or just computed
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -136,12 +137,12 @@ def adapt(
         >>> adapt(learner, Adam(theta), theta, task, alpha=0.01, steps=3).state.step
         3
     """
-    adapted = Adapted(theta, meta_learner.init(theta))
-    for adapted in inner_steps(  # noqa: B007
-        learner, meta_learner, adapted, task, alpha=alpha, steps=range(steps), graph=graph
-    ):
-        pass
-    return adapted
+    start = Adapted(theta, meta_learner.init(theta))
+    walk = inner_steps(
+        learner, meta_learner, start, task, alpha=alpha, steps=range(steps), graph=graph
+    )
+    # Only the last one is kept: a graph that goes back through all of them hangs on it anyway.
+    return deque(walk, maxlen=1).pop() if steps else start
 
 
 def detached(tensors: Tensors, *, requires_grad: bool = False) -> Tensors:

@@ -62,10 +62,10 @@ def tuned_rivals(
     names: Iterable[str] = RIVALS,
     points: int = 7,
 ) -> dict[str, Rival]:
-    """Tunes each rival's rate, and the ratio of Adam's two groups.
+    """Tunes each rival's rate, and the two rates of Adam with groups.
 
-    The groups are tuned in turns, as a careful user would: Adam's rate first, then the first
-    layer's ratio, then the rate again.
+    The groups are tuned in turns, as a careful user would: one rate for all first, then the first
+    layer's with the rest held, then the rest's with the first layer's held.
 
     Args:
         loss: what a rule at a rate leads to on the tuning tasks.
@@ -93,10 +93,12 @@ def tuned_rivals(
     if "adam_groups" in names:
         pattern, rate = first_group(learner, theta), rivals["adam"].alpha
 
-        def grouped(ratio: float) -> MetaLearnerFactory:
-            return partial(Adam, ratios={pattern: ratio})
+        def grouped(first: float, rest: float) -> MetaLearnerFactory:
+            return partial(Adam, ratios={pattern: first / rest})
 
-        ratio = tune(lambda r: loss(grouped(r), rate), 1.0, points).rate
-        rate = tune(partial(loss, grouped(ratio)), rate, points).rate
-        rivals["adam_groups"] = Rival(grouped(ratio), rate, {"rate": rate, "ratio": ratio})
+        first = tune(lambda first: loss(grouped(first, rate), rate), rate, points).rate
+        rest = tune(lambda rest: loss(grouped(first, rest), rest), rate, points).rate
+        rivals["adam_groups"] = Rival(
+            grouped(first, rest), rest, {"rate": rest, "first_rate": first}
+        )
     return {name: rivals[name] for name in RIVALS if name in names}

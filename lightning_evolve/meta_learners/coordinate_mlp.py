@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_evolve.errors import UsageError
 from lightning_evolve.meta_learners.base import MetaLearner, State, named
 from lightning_evolve.meta_learners.features import normalise
-from lightning_evolve.meta_learners.moments import adam_moments
+from lightning_evolve.meta_learners.moments import TINY, adam_moments
 from lightning_evolve.tasks import Tensors
 
 _DECAYS = (0.5, 0.99)
@@ -89,8 +89,8 @@ def _flatten(tensors: list[Tensor]) -> Tensor:
 def _factored(gradient: Tensor, second_moment: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient over the root of its row's, and of its column's, mean second moment."""
     if gradient.dim() < 2:
-        scaled = gradient / (second_moment + 1e-30).sqrt()
+        scaled = gradient / (second_moment + TINY).sqrt()
         return scaled, scaled
     by_row = second_moment.mean(dim=tuple(range(1, gradient.dim())), keepdim=True)
     by_column = second_moment.mean(dim=0, keepdim=True)
-    return gradient / (by_row + 1e-30).sqrt(), gradient / (by_column + 1e-30).sqrt()
+    return gradient / (by_row + TINY).sqrt(), gradient / (by_column + TINY).sqrt()

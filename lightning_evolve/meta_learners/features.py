@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Below any gradient that matters; keeps the root differentiable where a tensor is all zero.
-_TINY = 1e-30
+from lightning_evolve.meta_learners.moments import TINY
 
 
 def root_mean_square(tensors: list[Tensor]) -> list[Tensor]:
@@ -19,7 +18,7 @@ def root_mean_square(tensors: list[Tensor]) -> list[Tensor]:
         >>> root_mean_square([torch.tensor([3.0, -3.0]), torch.zeros(2)])
         [tensor(3.), tensor(1.0000e-15)]
     """
-    return [(t.square().mean() + _TINY).sqrt() for t in tensors]
+    return [(t.square().mean() + TINY).sqrt() for t in tensors]
 
 
 def normalise(tensors: list[Tensor]) -> list[Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.meta_learners.base import MetaLearner, State, named
-from lightning_evolve.meta_learners.moments import adam_moments
+from lightning_evolve.meta_learners.moments import TINY, adam_moments
 from lightning_evolve.tasks import Tensors
 
 
@@ -76,11 +76,9 @@ class Gains(MetaLearner):
         moments = adam_moments(grads, state, self.betas, self.eps)
         # m_hat over the root of the tensor's mean v_hat: Adam's direction with one normaliser a
         # tensor, on the same scale.
-        beta1, beta2 = self.betas
-        step = moments.state.step
-        corrected = (1 - beta2**step) ** 0.5 / (1 - beta1**step)
-        means = torch.stack([v.mean() for v in moments.v])
-        shared = -corrected / (means.clamp_min(1e-30).sqrt() + self.eps)
+        step, (beta1, beta2) = moments.state.step, self.betas
+        means = torch.stack([v.mean() for v in moments.v]) / (1 - beta2**step)
+        shared = -1 / ((means.clamp_min(TINY).sqrt() + self.eps) * (1 - beta1**step))
         gains = (self.log_gains + self.schedule(state.step)).exp()
         direction = torch._foreach_add(
             torch._foreach_mul(moments.direction, list((gains * (1 - self.sharing)).unbind())),

@@ -11,9 +11,9 @@ from torch import Tensor
 from lightning_evolve.meta_learners.base import State, named
 from lightning_evolve.tasks import Tensors
 
-# The smallest second moment whose root is taken: sqrt has no derivative at 0, and rows of an
-# embedding that a batch does not touch have a gradient of exactly 0. Far below any eps^2.
-_TINY = 1e-30
+TINY = 1e-30
+"""The smallest square whose root is taken: sqrt has no derivative at 0, and rows of an embedding
+that a batch does not touch have a gradient of exactly 0. Far below any eps^2."""
 
 
 class Moments(NamedTuple):
@@ -63,7 +63,7 @@ def adam_moments(
     m = torch._foreach_lerp(list(state.accumulators["m"].values()), g, 1 - beta1)
     v = torch._foreach_mul(list(state.accumulators["v"].values()), beta2)
     v = torch._foreach_addcmul(v, g, g, value=1 - beta2)
-    root = torch._foreach_sqrt(torch._foreach_clamp_min(v, _TINY))
+    root = torch._foreach_sqrt(torch._foreach_clamp_min(v, TINY))
     # The bias corrections are folded into two numbers: sqrt(v_hat) + eps, over -m_hat's factor.
     correction1, correction2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
     root = torch._foreach_add(

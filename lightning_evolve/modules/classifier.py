@@ -60,6 +60,11 @@ class Classifier(L.LightningModule):
         Args:
             spec: what the data looks like.
         """
+        if not spec.class_names:
+            raise UsageError(
+                "Classifier learns fixed classes and the data are few-shot tasks; "
+                "use BatchStream, or the model EvolvingClassifier"
+            )
         self.spec = spec
         self.learner = build(self.learner_factory, spec, self.seed)
         self.val_metrics = PooledMetrics(spec.num_classes, "val/")
@@ -93,18 +98,9 @@ class Classifier(L.LightningModule):
         self.log_dict(values, prog_bar=True, sync_dist=True, batch_size=len(labels))
         return loss
 
-    def _rows(self, batch: Batch | list[Task]) -> Batch:
-        if not isinstance(batch, Batch):
-            raise UsageError(
-                "Classifier learns fixed classes and the data are few-shot tasks; "
-                "use BatchStream, or the model EvolvingClassifier"
-            )
-        return batch
-
-    def validation_step(self, batch: Batch | list[Task], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Scores rows of the validation split."""
-        rows = self._rows(batch)
-        self.val_metrics.update(self.learner(**rows.inputs), rows.labels)
+        self.val_metrics.update(self.learner(**batch.inputs), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics over the whole split; ``val/reward`` is minus the loss."""
@@ -112,21 +108,19 @@ class Classifier(L.LightningModule):
         self.log_dict({**values, "val/reward": -values["val/loss"]}, prog_bar=True)
         self.val_metrics.reset()
 
-    def test_step(self, batch: Batch | list[Task], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Scores rows of the test split."""
-        rows = self._rows(batch)
-        self.test_metrics.update(self.learner(**rows.inputs), rows.labels)
+        self.test_metrics.update(self.learner(**batch.inputs), batch.labels)
 
     def on_test_epoch_end(self) -> None:
         """Logs the metrics over the whole split."""
         self.log_dict(self.test_metrics.compute())
         self.test_metrics.reset()
 
-    def predict_step(self, batch: Batch | list[Task], batch_idx: int) -> list[dict[str, Tensor]]:
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
         """Returns ``rows``, ``predicted`` classes and their ``probability``."""
-        rows = self._rows(batch)
-        probability, predicted = self.learner(**rows.inputs).softmax(dim=-1).max(dim=-1)
-        return [{"rows": rows.rows, "predicted": predicted, "probability": probability}]
+        probability, predicted = self.learner(**batch.inputs).softmax(dim=-1).max(dim=-1)
+        return [{"rows": batch.rows, "predicted": predicted, "probability": probability}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the shape of the data, so that the checkpoint can be loaded by itself."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -111,7 +112,7 @@ def test_an_epoch_visits_each_row_once_and_each_epoch_in_its_own_order():
         adapted = [row for t in epoch for row in rows_of(*t.support)]
         assert len(adapted) == len(set(adapted)) == 36
         assert set(adapted) | set(rows_of(epoch[-1].query)) <= set(range(5, 46))
-        for task, following in zip(epoch[:-1], epoch[1:], strict=True):
+        for task, following in itertools.pairwise(epoch):
             # Scored on just before it is adapted on.
             assert torch.equal(task.query.rows, following.support[0].rows)
         assert not set(rows_of(epoch[-1].query)) & set(adapted)

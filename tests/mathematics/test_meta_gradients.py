@@ -148,11 +148,10 @@ def finite_difference(episode, direction, truncation, h=1e-6):
                 for name, p in phi.items():
                     p.sub_(direction[name], alpha=sign * h)
         slope += float(values[0] - values[1]) / (2 * h)
-        for start in inner_steps(
+        *_, last = inner_steps(
             episode.learner, episode.meta_learner, start, episode.task, alpha=ALPHA, steps=window
-        ):
-            pass
-        start = Adapted(detached(start.theta), detached_state(start.state))
+        )
+        start = Adapted(detached(last.theta), detached_state(last.state))
     return slope
 
 
@@ -204,6 +203,7 @@ def test_first_order_is_the_hand_written_one():
     rule, task = episode.meta_learner, episode.task
     gains = rule.log_gains.detach().requires_grad_()
     knots = rule.log_schedule.detach().requires_grad_()
+    sharing = rule.sharing.detach().requires_grad_()
     names = list(episode.start.theta)
     theta = dict(episode.start.theta)
     m = {n: torch.zeros_like(t) for n, t in theta.items()}
@@ -221,13 +221,15 @@ def test_first_order_is_the_hand_written_one():
             m[n] = 0.9 * m[n] + 0.1 * g
             v[n] = 0.999 * v[n] + 0.001 * g * g
             m_hat, v_hat = m[n] / (1 - 0.9 ** (k + 1)), v[n] / (1 - 0.999 ** (k + 1))
-            step = m_hat / (v_hat.sqrt() + EPS)
+            own, shared = m_hat / (v_hat.sqrt() + EPS), m_hat / (v_hat.mean().sqrt() + EPS)
+            step = (1 - sharing[i]) * own + sharing[i] * shared
             moved[n] = theta[n] - ALPHA * torch.exp(gains[i] + schedule) * step
         theta = moved
     out = torch.func.functional_call(episode.learner, theta, (), task.query.inputs)
     (-functional.cross_entropy(out, task.query.labels)).backward()
     torch.testing.assert_close(estimate.phi["log_gains"], gains.grad, rtol=1e-6, atol=1e-10)
     torch.testing.assert_close(estimate.phi["log_schedule"], knots.grad, rtol=1e-6, atol=1e-10)
+    torch.testing.assert_close(estimate.phi["sharing"], sharing.grad, rtol=1e-6, atol=1e-10)
     exact = unrolled(episode)
     assert not torch.allclose(exact.phi["log_gains"], gains.grad, rtol=1e-4), "no Hessian at all?"
 

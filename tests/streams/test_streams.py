@@ -194,7 +194,9 @@ def test_an_epoch_of_pairs_adapts_on_each_row_at_most_once(make_stream):
 
 
 def test_too_few_rows_for_a_step(make_stream):
-    with pytest.raises(UsageError, match=r"outer step takes 3 mini-batches of 100 rows .* are 224 training rows"):
+    with pytest.raises(
+        UsageError, match=r"outer step takes 3 mini-batches of 100 rows .* are 224 training rows"
+    ):
         make_stream("batches", batch_size=100, tasks_per_step=2).setup()
 
 

@@ -1,0 +1,187 @@
+"""The numbers of the table: intervals, tuning, the floor, and rivals that get a fair chance."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_evolve.callbacks.comparison import Comparison
+from lightning_evolve.data import Pixels
+from lightning_evolve.errors import UsageError
+from lightning_evolve.evaluation import interval, nearest_centroid, steps_to_target, tune
+from lightning_evolve.evaluation.ordinary import train
+from lightning_evolve.evaluation.rivals import first_group, tuned_rivals
+from lightning_evolve.inner_loop import detached
+from lightning_evolve.learners import CNN, Head
+from lightning_evolve.meta_learners import Adam, AdamW
+from lightning_evolve.modules import Classifier
+from lightning_evolve.modules.building import build
+from lightning_evolve.streams import BatchStream
+from lightning_evolve.tasks import DataSpec
+from tests.modules.small import module, stream, trainer
+
+
+def test_interval_is_students():
+    got = interval([1.0, 2.0, 3.0, 4.0])
+    half = 3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2  # t of 3 degrees of freedom at 97.5%
+    assert got["mean"] == 2.5
+    assert got["high"] - 2.5 == pytest.approx(half, rel=1e-6)
+
+
+def test_steps_to_target_never_is_none_and_the_bootstrap_is_paired():
+    # Tasks differ by far more than methods do; only a paired bootstrap sees that 5 < 10 always.
+    level = np.linspace(0, 50, 20)[:, None]
+    adam = level + np.array([[3.0, 2.0, 1.0]])
+    ours = level + np.array([[3.0, 1.0, 0.5]])
+    slow = level + np.array([[3.0, 3.0, 3.0]])
+    got = steps_to_target({"adam": adam, "evolved": ours, "slow": slow}, [0, 5, 10])
+    assert got["adam"] == {"mean": 10.0, "low": 10.0, "high": 10.0}
+    assert got["evolved"]["mean"] == 5.0
+    assert got["slow"] == {"mean": None, "low": None, "high": None}
+
+
+def test_tuning_grows_its_grid_until_the_best_rate_lies_inside():
+    tried = []
+
+    def loss(rate):
+        tried.append(rate)
+        return abs(math.log10(rate) - 1)
+
+    best = tune(loss, centre=1e-2)
+    assert best.rate == pytest.approx(10)
+    assert max(tried) > 10, "it looked beyond the best one"
+    assert len(tried) == len(set(tried)) > 7
+
+
+def test_a_rate_that_diverges_is_never_the_best():
+    best = tune(lambda rate: math.nan if rate > 0.5 else 1 / rate, centre=1.0)
+    assert best.rate == pytest.approx(10**-0.5)
+
+
+def test_a_coarse_grid_is_refused():
+    with pytest.raises(UsageError, match="points is 3"):
+        tune(lambda _: 0.0, centre=1.0, points=3)
+
+
+def test_groups_find_the_ratio_that_one_rate_cannot():
+    learner = Head(DataSpec(num_classes=2, shape=(3,)))
+    theta = detached(dict(learner.named_parameters()))
+
+    def loss(rule, rate):
+        ratio = getattr(rule(theta), "ratios", [1.0])[0]
+        return (math.log10(rate) + 3) ** 2 + (math.log10(rate * ratio) + 1) ** 2
+
+    found = tuned_rivals(loss, learner, theta, 1e-2)
+    assert first_group(learner, theta) == "hidden.*"
+    groups = found["adam_groups"]
+    assert loss(groups.rule, groups.alpha) < loss(Adam, found["adam"].alpha)
+    assert groups.setting["first_rate"] == pytest.approx(1e-1, rel=0.01)
+    assert groups.alpha == pytest.approx(1e-3, rel=0.01)
+
+
+def test_unknown_rival_is_refused():
+    with pytest.raises(UsageError, match="'lion' is none of"):
+        Comparison(rivals=["lion"])
+
+
+def test_nearest_centroid_by_hand():
+    support = np.array([[2.0, 0.0], [0.0, 1.0], [1.0, 0.2], [0.1, 3.0]])
+    query = np.array([[5.0, 1.0], [1.0, 4.0]])
+    assert nearest_centroid(support, np.array([0, 1, 0, 1]), query).tolist() == [0, 1]
+
+
+def rows(**options):
+    defaults = dict(source="digits", classes=["3", "8"], encoder=Pixels(size=8), batch_size=8)
+    return BatchStream(**{**defaults, **options})
+
+
+def test_the_adamw_rival_is_classifier_with_torchs_adamw(tmp_path):
+    """What the table calls AdamW is what a user of torch would have got, row for row."""
+    data, rate, steps = rows(), 3e-3, 12
+    factory = partial(CNN, channels=(3, 4))
+    plain = Classifier(factory, partial(torch.optim.AdamW, lr=rate))
+    trainer(tmp_path, max_steps=steps, limit_val_batches=0).fit(plain, datamodule=data)
+    learner = build(factory, data.spec, 0).requires_grad_(False)
+    theta = detached(dict(learner.named_parameters()))
+    ours = train(
+        learner,
+        AdamW,
+        theta,
+        [data.training_task(i) for i in range(steps)],
+        data.split("validation"),
+        alpha=rate,
+        measured=[steps],
+    )
+    for name, p in plain.learner.named_parameters():
+        torch.testing.assert_close(ours.theta[name], p.detach(), rtol=1e-5, atol=1e-6)
+        assert not torch.equal(p.detach(), theta[name])
+
+
+KEYS = {"mean", "low", "high"}
+
+
+def check_schema(results):
+    assert {"rows", "seed", "tasks", "steps", "config"} <= results.keys()
+    for row in results["rows"]:
+        assert all(row[key].keys() == KEYS for key in ("accuracy", "macro_f1", "loss"))
+        assert row["steps_to_target"].keys() == KEYS
+        assert 0 <= row["accuracy"]["mean"] <= 1
+    return [row["method"] for row in results["rows"]]
+
+
+ALL = ["evolved", "sgd", "adam", "adam_groups", "adamw", "floor"]
+
+
+def test_the_table_on_held_out_tasks(tmp_path):
+    t = trainer(tmp_path, max_steps=2, callbacks=[Comparison(tuning_tasks=2)])
+    t.fit(module(), datamodule=stream())
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert check_schema(results) == ALL
+    assert results["tasks"] == 3
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    t.test(module(), datamodule=stream(), verbose=False)
+    assert json.loads((tmp_path / "results.json").read_text()) == results, "never overwritten"
+    assert (tmp_path / "results-2.json").exists()
+
+
+@pytest.mark.parametrize("make", [module, Classifier])
+def test_the_table_on_ordinary_data(tmp_path, make):
+    evolving = make is module
+    m = (
+        module(theta="persistent", steps=1, alpha=3e-3)
+        if evolving
+        else Classifier(partial(CNN, channels=(3, 4)), partial(torch.optim.AdamW, lr=3e-3))
+    )
+    t = trainer(tmp_path, max_steps=16, val_check_interval=8, callbacks=[Comparison()])
+    t.fit(m, datamodule=rows())
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert check_schema(results) == ["evolved" if evolving else "classifier", *ALL[1:]]
+    by = {row["method"]: row for row in results["rows"]}
+    assert by["adam"]["steps_to_target"]["mean"] in (8, 16)
+    assert by["floor"]["accuracy"]["mean"] > 0.8
+    assert by["adam"]["accuracy"]["mean"] > 0.6
+
+
+def test_rivals_begin_where_we_did_not_where_we_ended(tmp_path):
+    """With a learned initial theta the rivals still start from the one that the seed gives."""
+    from lightning_evolve.callbacks.comparison import _initial
+    from lightning_evolve.estimators import Unrolled
+
+    m = module(learn_init=True, estimator=Unrolled(), beta=0.05)
+    trainer(tmp_path, max_steps=3, limit_val_batches=0).fit(m, datamodule=stream())
+    fresh = build(m.learner_factory, m.spec, m.seed)
+    for name, p in _initial(m).items():
+        assert torch.equal(p, dict(fresh.named_parameters())[name])
+        assert not torch.equal(p, m.theta()[name])
+
+
+def test_few_shot_tasks_are_refused_by_the_plain_classifier(tmp_path):
+    with pytest.raises(UsageError, match="few-shot tasks; use BatchStream"):
+        trainer(tmp_path, max_steps=2, val_check_interval=1).fit(
+            Classifier(partial(CNN, channels=(3, 4))), datamodule=stream()
+        )
