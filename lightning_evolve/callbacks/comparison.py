@@ -98,7 +98,9 @@ class Comparison(L.Callback):
     def _report(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.enabled and trainer.is_global_zero:
             # Lightning is done with its hooks' inference mode or no_grad only outside of it.
-            with torch.inference_mode(False), torch.no_grad(), _status() as say:
+            # The precision is that of training, for ours and for the rivals.
+            precision = trainer.precision_plugin.forward_context()
+            with torch.inference_mode(False), torch.no_grad(), precision, _status() as say:
                 results, curves = self._compare(trainer, module, say)
             self._write(trainer, results, curves)
         trainer.strategy.barrier("comparison")

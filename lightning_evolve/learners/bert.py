@@ -91,8 +91,10 @@ class BERT(Learner):
                 f"a text has {tokens} tokens and the encoder takes at most {self.max_tokens}: "
                 f"give the stream's encoder max_length={self.max_tokens} or less"
             )
-        # The kernel that is made of primitive operations is the only one with a second derivative.
-        with sdpa_kernel(SDPBackend.MATH) if self.second_order else nullcontext():
+        # The kernel that is made of primitive operations is the only one with a second derivative;
+        # and in bfloat16 on a CPU the fused one's backward pass takes longer than all the rest.
+        slow = input_ids.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        with sdpa_kernel(SDPBackend.MATH) if self.second_order or slow else nullcontext():
             states = self.encoder(input_ids, attention_mask=attention_mask).last_hidden_state
         pooled = states[:, 0] if self.pooling == "cls" else masked_mean(states, attention_mask)
         logits: Tensor = self.head(pooled)
