@@ -55,7 +55,9 @@ def condense(
         name = match[1]
         return f"{at}there is no class {name!r}; {_closest(name, classes(), 'give a full path')}"
     if match := _NOT_IMPORTED.search(text):
-        return f"{at}class_path {owner!r} does not import: {match[1]}"
+        # A factory's class stands only in what was given; the class around it is no culprit.
+        given = re.search(r"Given value: ([\w.]+)$", text, re.MULTILINE)
+        return f"{at}class_path {(given[1] if given else owner)!r} does not import: {match[1]}"
     if match := _REQUIRED.search(text):
         names = [name.partition(".")[2] or name for name in match[1].split(", ")]
         if not key:

@@ -1,0 +1,117 @@
+"""Every mistake of the list gets one line with the value and the remedy, exit code 2, and no trace."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+
+from lightning_evolve.cli import main
+
+CONFIG = """
+model:
+  class_path: EvolvingClassifier
+  init_args:
+    learner: {class_path: LSTM, init_args: {embedding_size: 4, hidden_size: 4}}
+    estimator: {class_path: Unrolled}
+    steps: 2
+data:
+  class_path: EpisodeStream
+  init_args: {source: texts.csv, ways: 2, shots: 2, queries: 2, class_fractions: [0.4, 0.3, 0.3]}
+comparison: {enabled: false}
+trainer: {max_steps: 2, accelerator: cpu, limit_val_batches: 1}
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a configuration and a file of texts that work."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    rows = [f"word{n} of c{c},c{c}" for c in range(8) for n in range(6)]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *rows]))
+    return tmp_path
+
+
+def files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def fit(*options, command="fit"):
+    return main([command, "--config", "c.yaml", *options])
+
+
+def test_without_a_mistake_it_runs(place):
+    assert fit() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model.alhpa", "1"], "alhpa"),
+        (["--model.learner", "LSTMM"], "LSTMM"),
+        (["--model.meta_learner", "no.such.Rule"], "no.such.Rule"),
+        (["--data.source", "missing.csv"], "'missing.csv' does not exist"),
+        (["--data.source", "empty.csv"], "empty.csv"),
+        (["--data.text_column", "body"], "no column 'body': set text_column to one of text, label"),
+        (["--data.label_column", "klass"], "no column 'klass': set label_column to one of"),
+        (["--data.ways", "9"], "9"),
+        (["--data.shots", "5"], "6"),
+        (["--alpha", "-1"], "alpha is -1"),
+        (["--alpha", "nan"], "alpha: expected float, got nan"),
+        (["--beta", "inf"], "beta: expected float, got inf"),
+        (["--beta", "0"], "beta is 0"),
+        (["--steps", "0"], "steps is 0"),
+        (["--model.estimator.truncation", "3"], "truncation is 3 and there are 2 inner steps"),
+        (["--model.reward", "Accuracy"], "EvolutionStrategies"),
+        (["--data.source", "latin.csv"], "latin.csv"),
+        (["--data.source", "cut.csv.gz"], "cut.csv.gz"),
+        (["--data.source", "digits"], "LSTM reads text"),
+        (["--run_dir", "texts.csv/run"], "texts.csv"),
+        (["--comparison.points", "3"], "points is 3"),
+        (["--model.adapt", "[encoder.*]"], "'encoder.*' names no parameter"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(place, capfd, options, said):
+    (place / "empty.csv").write_text("text,label\n")
+    (place / "latin.csv").write_bytes("text,label\nétude,a\n".encode("latin-1"))
+    whole = gzip.compress((place / "texts.csv").read_bytes())
+    (place / "cut.csv.gz").write_bytes(whole[: len(whole) // 2])
+    before = files(place)
+    try:
+        code = fit(*options)
+    except SystemExit as stop:
+        code = stop.code
+    error = capfd.readouterr().err.strip()
+    assert code == 2
+    last = error.splitlines()[-1]
+    assert last.startswith("lightning-evolve: error: ")
+    assert said in last
+    assert "Traceback" not in error
+    assert files(place) == before
+
+
+def test_a_label_that_only_the_test_set_has(place, capfd):
+    folder = place / "folder"
+    folder.mkdir()
+    rows = [f"word{n} of c{c},c{c}" for c in range(2) for n in range(20)]
+    (folder / "train.csv").write_text("\n".join(["text,label", *rows]))
+    (folder / "test.csv").write_text("text,label\nsomething,surprise\n")
+    options = ["--data", "BatchStream", "--data.source", "folder", "--data.batch_size", "2"]
+    assert fit(*options, "--model.theta", "persistent") == 2
+    assert "'surprise'" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_checkpoints_of_others_and_halves(place, capfd):
+    assert fit("--run_dir", "run") == 0
+    before = files(place / "run")
+    assert fit("--run_dir", "run") == 2
+    assert "run" in capfd.readouterr().err.splitlines()[-1]
+    assert files(place / "run") == before
+    other = ["--model.learner.init_args.hidden_size", "5"]
+    assert fit("--run_dir", "run", "--ckpt_path", "last", *other) == 2
+    assert "another model" in capfd.readouterr().err.splitlines()[-1]
+    last = place / "run" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    assert fit("--run_dir", "run", "--ckpt_path", "last", "--trainer.max_steps", "3") == 2
+    assert "last.ckpt" in capfd.readouterr().err.splitlines()[-1]
