@@ -1,4 +1,4 @@
-"""Every mistake of the list gets one line with the value and the remedy, exit code 2, and no trace."""
+"""Every mistake of the list gets one line with the value and the remedy, exit code 2, no trace."""
 
 from __future__ import annotations
 

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lightning_evolve.errors import UsageError
-from lightning_evolve.inner_loop import Adapted
+from lightning_evolve.inner_loop import Adapted, Graph, inner_steps
 from lightning_evolve.learners.base import Learner
 from lightning_evolve.meta_learners.base import MetaLearner
 from lightning_evolve.rewards import Reward
@@ -44,6 +43,27 @@ class Episode(NamedTuple):
     measured: tuple[int, ...]
     seed: int = 0
     carries_on: bool = False
+
+    def walk(
+        self, begin: Adapted, steps: range, graph: Graph = "none"
+    ) -> Iterator[tuple[int, Adapted]]:
+        """Yields how many inner steps are done, from 1 on, and the learner after each.
+
+        Args:
+            begin: where to begin.
+            steps: numbers of the inner steps to take.
+            graph: as in :func:`lightning_evolve.inner_loop.inner_steps`.
+        """
+        walk = inner_steps(
+            self.learner,
+            self.meta_learner,
+            begin,
+            self.task,
+            alpha=self.alpha,
+            steps=steps,
+            graph=graph,
+        )
+        yield from enumerate(walk, start=steps.start + 1)
 
     def learned_theta(self) -> Tensors:
         """Returns the tensors of the initial theta that are learned; empty where it is not."""
@@ -90,19 +110,6 @@ class Estimator:
             UsageError: with a sentence that names what would serve instead.
         """
         raise NotImplementedError
-
-
-def require_gradient(estimator: str, reward: Reward) -> None:
-    """Refuses a reward without a gradient for an estimator that differentiates it.
-
-    Raises:
-        UsageError: if the reward is not differentiable.
-    """
-    if not reward.differentiable:
-        raise UsageError(
-            f"{estimator} differentiates the reward, and {type(reward).__name__} has no gradient; "
-            "use the estimator EvolutionStrategies, or the reward NegativeLoss"
-        )
 
 
 def windows(steps: int, truncation: int) -> Iterator[range]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.estimators.base import Episode, Estimate, Estimator
-from lightning_evolve.inner_loop import Adapted, inner_steps, logits
+from lightning_evolve.inner_loop import Adapted, logits
 from lightning_evolve.rewards import Reward
 from lightning_evolve.tasks import Tensors
 
@@ -68,16 +68,8 @@ def evolution_strategies(episode: Episode, *, sigma: float = 0.1, pairs: int = 1
 @torch.no_grad()
 def _play(episode: Episode) -> tuple[Tensor, Tensor, Adapted]:
     """One run without a graph: mean reward, last logits, last theta."""
-    query, adapted, rewards = episode.task.query, episode.start, []
-    walk = inner_steps(
-        episode.learner,
-        episode.meta_learner,
-        adapted,
-        episode.task,
-        alpha=episode.alpha,
-        steps=range(episode.steps),
-    )
-    for k, adapted in enumerate(walk, start=1):
+    query, rewards = episode.task.query, []
+    for k, adapted in episode.walk(episode.start, range(episode.steps)):
         if k in episode.measured:
             predictions = logits(episode.learner, adapted.theta, query)
             rewards.append(episode.reward(predictions, query.labels))

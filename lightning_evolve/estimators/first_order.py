@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_evolve.estimators.base import Episode, Estimate, Estimator
-from lightning_evolve.estimators.unrolled import check_differentiable, check_truncation, unrolled
-from lightning_evolve.rewards import Reward
+from lightning_evolve.estimators.base import Episode, Estimate
+from lightning_evolve.estimators.unrolled import Unrolled, unrolled
 
 
 def first_order(episode: Episode, *, truncation: int = 0) -> Estimate:
@@ -27,8 +26,11 @@ def first_order(episode: Episode, *, truncation: int = 0) -> Estimate:
 
 
 @dataclass(frozen=True)
-class FirstOrder(Estimator):
+class FirstOrder(Unrolled):
     """The gradient through the inner steps without second derivatives.
+
+    With a single inner step and an initial theta that is not learned there is no Hessian to drop,
+    and it is exact.
 
     Args:
         truncation: inner steps that the gradient flows through, 0 for all K.
@@ -37,20 +39,6 @@ class FirstOrder(Estimator):
         UsageError: if ``truncation`` is negative.
     """
 
-    truncation: int = 0
-
-    def __post_init__(self) -> None:
-        """Checks the truncation's sign."""
-        check_truncation(self.truncation)
-
     def __call__(self, episode: Episode) -> Estimate:
         """See :func:`first_order`."""
         return first_order(episode, truncation=self.truncation)
-
-    def check(
-        self, *, reward: Reward, steps: int, measured: tuple[int, ...], learn_init: bool
-    ) -> None:
-        """See :meth:`Estimator.check`."""
-        check_differentiable(
-            type(self).__name__, self.truncation, reward, steps, measured, learn_init
-        )

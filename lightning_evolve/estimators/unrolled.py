@@ -12,7 +12,6 @@ from lightning_evolve.estimators.base import (
     Episode,
     Estimate,
     Estimator,
-    require_gradient,
     windows,
 )
 from lightning_evolve.inner_loop import (
@@ -20,7 +19,6 @@ from lightning_evolve.inner_loop import (
     Graph,
     detached,
     detached_state,
-    inner_steps,
     logits,
 )
 from lightning_evolve.rewards import Reward
@@ -60,16 +58,8 @@ def unrolled(episode: Episode, *, truncation: int = 0, graph: Graph = "full") ->
                     detached_state(adapted.state),
                 )
             objective: list[Tensor] = []
-            walk = inner_steps(
-                episode.learner,
-                episode.meta_learner,
-                adapted,
-                episode.task,
-                alpha=episode.alpha,
-                steps=window,
-                graph=graph,
-            )
-            for k, adapted in enumerate(walk, start=window.start + 1):
+            walk = episode.walk(adapted, window, graph)
+            for k, adapted in walk:
                 if k in episode.measured:
                     final = logits(episode.learner, adapted.theta, query)
                     objective.append(episode.reward(final, query.labels))
@@ -105,7 +95,10 @@ class Unrolled(Estimator):
 
     def __post_init__(self) -> None:
         """Checks the truncation's sign."""
-        check_truncation(self.truncation)
+        if self.truncation < 0:
+            raise UsageError(
+                f"truncation is {self.truncation}; give 0 for all inner steps, or 1 to K"
+            )
 
     def __call__(self, episode: Episode) -> Estimate:
         """See :func:`unrolled`."""
@@ -115,51 +108,19 @@ class Unrolled(Estimator):
         self, *, reward: Reward, steps: int, measured: tuple[int, ...], learn_init: bool
     ) -> None:
         """See :meth:`Estimator.check`."""
-        check_differentiable(
-            type(self).__name__, self.truncation, reward, steps, measured, learn_init
-        )
-
-
-def check_truncation(truncation: int) -> None:
-    """Refuses a negative truncation.
-
-    Raises:
-        UsageError: if it is below 0.
-    """
-    if truncation < 0:
-        raise UsageError(f"truncation is {truncation}; give 0 for all inner steps, or 1 to K")
-
-
-def check_differentiable(
-    name: str,
-    truncation: int,
-    reward: Reward,
-    steps: int,
-    measured: tuple[int, ...],
-    learn_init: bool,
-) -> None:
-    """Refuses what an estimator that backpropagates can't serve.
-
-    Args:
-        name: the estimator's name, for the sentence.
-        truncation: its window, 0 for all steps.
-        reward: score of the query set.
-        steps: inner steps K.
-        measured: after which steps the reward is taken.
-        learn_init: whether the initial theta is learned.
-
-    Raises:
-        UsageError: for a reward without a gradient, a truncation above K, or a learned initial
-            theta that no measured reward reaches.
-    """
-    require_gradient(name, reward)
-    if truncation > steps:
-        raise UsageError(
-            f"truncation is {truncation} and there are {steps} inner steps; "
-            "lower it to at most that, or give 0 for all of them"
-        )
-    if learn_init and truncation and min(measured) > truncation:
-        raise UsageError(
-            f"a learned initial theta gets no gradient: truncation is {truncation} and the reward "
-            f"is first measured after step {min(measured)}; raise truncation or measurements"
-        )
+        if not reward.differentiable:
+            raise UsageError(
+                f"{type(self).__name__} differentiates the reward, and {type(reward).__name__} "
+                "has no gradient; use the estimator EvolutionStrategies, or the reward NegativeLoss"
+            )
+        if self.truncation > steps:
+            raise UsageError(
+                f"truncation is {self.truncation} and there are {steps} inner steps; "
+                "lower it to at most that, or give 0 for all of them"
+            )
+        if learn_init and self.truncation and min(measured) > self.truncation:
+            raise UsageError(
+                f"a learned initial theta gets no gradient: truncation is {self.truncation} and "
+                f"the reward is first measured after step {min(measured)}; "
+                "raise truncation or measurements"
+            )

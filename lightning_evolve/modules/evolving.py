@@ -17,6 +17,7 @@ from lightning_evolve.meta_learners import Gains, MetaLearnerFactory, State
 from lightning_evolve.modules.building import adapting, attached_spec, build
 from lightning_evolve.modules.checkpoints import check_same_tensors, saved_entry
 from lightning_evolve.modules.metrics import PerTaskMetrics, PooledMetrics
+from lightning_evolve.modules.persistent import averaged, on_device_of
 from lightning_evolve.rewards import NegativeLoss, Reward
 from lightning_evolve.tasks import Batch, DataSpec, Task, Tensors
 
@@ -146,7 +147,7 @@ class EvolvingClassifier(L.LightningModule):
         theta = self.theta() if self.learn_init else detached(self.theta())
         if self.persistent:
             assert self.state is not None, "build() comes first"
-            self.state = _on_devices_of(self.state, theta)
+            self.state = on_device_of(self.state, theta)
             return Adapted(theta, self.state)
         return Adapted(theta, self.meta_learner.init(detached(theta)))
 
@@ -216,26 +217,15 @@ class EvolvingClassifier(L.LightningModule):
 
     def _carry_on(self, adapted: list[Adapted]) -> None:
         """Applies the direction averaged over tasks and processes, and averages the state."""
-        theta, steps = self.theta(), adapted[0].state.step
-        kinds = list(adapted[0].state.accumulators)
-        # One vector, one all-reduce, however many tensors there are.
-        flat = torch.stack(
-            [_flatten([*a.theta.values(), *_values(a.state, kinds)]) for a in adapted]
-        ).mean(dim=0)
-        flat = self.trainer.strategy.reduce(flat, reduce_op="mean")
-        shapes = list(theta.values()) * (1 + len(kinds))
-        parts = [
-            part.view_as(p)
-            for part, p in zip(flat.split([p.numel() for p in shapes]), shapes, strict=True)
-        ]
+        strategy = self.trainer.strategy
+        mean = averaged(adapted, lambda vector: strategy.reduce(vector, reduce_op="mean"))
         # The raw optimizer, not Lightning's wrapper: global_step counts outer steps only.
         inner = self.trainer.optimizers[0]
-        for p, moved in zip(theta.values(), parts[: len(theta)], strict=True):
-            p.grad = (p.detach() - moved) / self.alpha
+        for name, p in self.theta().items():
+            p.grad = (p.detach() - mean.theta[name]) / self.alpha
         inner.step()
         inner.zero_grad()
-        rest = iter(parts[len(theta) :])
-        self.state = State(steps, {kind: {name: next(rest) for name in theta} for kind in kinds})
+        self.state = mean.state
 
     def _log_training(self, batch: list[Task], estimates: list[Estimate]) -> None:
         losses, correct = [], []
@@ -364,25 +354,6 @@ class EvolvingClassifier(L.LightningModule):
             self.build(DataSpec(**saved["spec"]))
         check_same_tensors(self.state_dict(), checkpoint["state_dict"])
         self.state = State(saved["state"]["step"], saved["state"]["accumulators"])
-
-
-def _on_devices_of(state: State, theta: Tensors) -> State:
-    """Follows theta to its device; the state is no parameter, so Lightning does not move it."""
-    return State(
-        state.step,
-        {
-            kind: {name: t.to(theta[name].device) for name, t in tensors.items()}
-            for kind, tensors in state.accumulators.items()
-        },
-    )
-
-
-def _values(state: State, kinds: list[str]) -> list[Tensor]:
-    return [t for kind in kinds for t in state.accumulators[kind].values()]
-
-
-def _flatten(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([t.reshape(-1) for t in tensors])
 
 
 def _outside_inference(task: Task) -> Task:

@@ -1,0 +1,59 @@
+"""Theta and a rule's state as they carry on along a stream, over tasks and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_evolve.inner_loop import Adapted
+from lightning_evolve.meta_learners import State
+from lightning_evolve.tasks import Tensors
+
+
+def averaged(adapted: Sequence[Adapted], reduce: Callable[[Tensor], Tensor]) -> Adapted:
+    """Averages where the tasks of an outer step have taken theta and the rule's state.
+
+    Args:
+        adapted: one for each task of this process, from the same start and as many steps on.
+        reduce: the mean of a vector over processes.
+
+    Example:
+        >>> ends = [Adapted({"w": torch.tensor([x])}, State(1, {})) for x in (1.0, 3.0)]
+        >>> averaged(ends, reduce=lambda vector: vector).theta
+        {'w': tensor([2.])}
+    """
+    first = adapted[0]
+    like = _tensors(first)
+    # One vector, one all-reduce, however many tensors there are.
+    flat = torch.stack([torch.cat([t.reshape(-1) for t in _tensors(a)]) for a in adapted])
+    split = torch.split(reduce(flat.mean(dim=0)), [t.numel() for t in like])
+    parts = iter(part.view_as(t) for part, t in zip(split, like, strict=True))
+    theta = {name: next(parts) for name in first.theta}
+    accumulators = {
+        kind: {name: next(parts) for name in tensors}
+        for kind, tensors in first.state.accumulators.items()
+    }
+    return Adapted(theta, State(first.state.step, accumulators))
+
+
+def on_device_of(state: State, theta: Tensors) -> State:
+    """Follows theta to its device; the state is no parameter, so Lightning does not move it.
+
+    Args:
+        state: the rule's state.
+        theta: the adapting parameters.
+    """
+    return State(
+        state.step,
+        {
+            kind: {name: t.to(theta[name].device) for name, t in tensors.items()}
+            for kind, tensors in state.accumulators.items()
+        },
+    )
+
+
+def _tensors(adapted: Adapted) -> list[Tensor]:
+    state = adapted.state.accumulators.values()
+    return [*adapted.theta.values(), *(t for tensors in state for t in tensors.values())]
