@@ -167,15 +167,10 @@ class Comparison(L.Callback):
         steps = trainer.global_step or (self.history[-1].step if self.history else 1)
         curve = self.history or [Point(steps, float("inf"), 0.0)]
         tasks = [stream.training_task(index) for index in range(steps * stream.tasks_per_step)]
-        theta = (
-            detached(module.theta())
-            if isinstance(module, EvolvingClassifier)
-            else detached(dict(module.learner.named_parameters()))
-        )
         move = trainer.strategy.batch_to_device
         rows, curves = compare_on_rows(
             module.learner,
-            Trained(curve, theta),
+            Trained(curve, detached(module.theta())),
             _initial(module),
             [move(task) for task in tasks],
             move(stream.split("validation")),
@@ -221,8 +216,7 @@ def _initial(module: EvolvingClassifier | Classifier) -> Tensors:
     """The theta that the run began from, built again: the learner is a function of the seed."""
     assert module.spec is not None, "the model is built by now"
     learner = build(module.learner_factory, module.spec, module.seed).to(module.device)
-    patterns = (module.adapt if isinstance(module, EvolvingClassifier) else None) or ["all"]
-    return detached(adapting(learner, patterns))
+    return detached(adapting(learner, module.adapt or ["all"]))
 
 
 def _settings(module: L.LightningModule, stream: Any) -> dict[str, Any]:

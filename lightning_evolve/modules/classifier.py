@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.learners.base import LearnerFactory
-from lightning_evolve.modules.building import attached_spec, build
+from lightning_evolve.modules.building import adapting, attached_spec, build
 from lightning_evolve.modules.checkpoints import check_same_tensors, saved_entry
 from lightning_evolve.modules.metrics import PooledMetrics
-from lightning_evolve.tasks import Batch, DataSpec, Task
+from lightning_evolve.tasks import Batch, DataSpec, Task, Tensors
 
 
 class Classifier(L.LightningModule):
@@ -30,6 +30,7 @@ class Classifier(L.LightningModule):
         optimizer: an optimizer of torch such as ``{class_path: torch.optim.AdamW, init_args:
             {lr: 1e-3}}``; AdamW at 1e-3 if not given.
         lr_scheduler: a scheduler of torch, stepped after every batch.
+        adapt: which parameters are trained: ``all``, ``head``, or patterns of names.
         seed: of the initial weights.
 
     Raises:
@@ -42,11 +43,12 @@ class Classifier(L.LightningModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         *,
+        adapt: list[str] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.learner_factory, self.optimizer, self.lr_scheduler = learner, optimizer, lr_scheduler
-        self.seed = seed
+        self.adapt, self.seed = adapt, seed
         self.spec: DataSpec | None = None
 
     def configure_model(self) -> None:
@@ -66,22 +68,28 @@ class Classifier(L.LightningModule):
                 "use BatchStream, or the model EvolvingClassifier"
             )
         self.spec = spec
-        self.learner = build(self.learner_factory, spec, self.seed)
+        self.learner = build(self.learner_factory, spec, self.seed).requires_grad_(False)
+        for p in self.theta().values():
+            p.requires_grad_(True)
         self.val_metrics = PooledMetrics(spec.num_classes, "val/")
         self.test_metrics = PooledMetrics(spec.num_classes, "test/")
+
+    def theta(self) -> Tensors:
+        """Returns the parameters that are trained, by name."""
+        return adapting(self.learner, self.adapt or ["all"])
 
     @property
     def alpha(self) -> float:
         """The optimizer's learning rate, under the name that it has in EvolvingClassifier."""
         return float(self._make([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"])
 
-    def _make(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    def _make(self, params: Iterable[Tensor]) -> torch.optim.Optimizer:
         make = self.optimizer or (lambda p: torch.optim.AdamW(p, lr=1e-3))
         return make(params)
 
     def configure_optimizers(self) -> Any:
         """Returns the optimizer, and the scheduler where there is one."""
-        optimizer = self._make(self.learner.parameters())
+        optimizer = self._make(self.theta().values())
         if self.lr_scheduler is None:
             return optimizer
         schedule = {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}

@@ -10,12 +10,14 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
+from lightning_evolve.data import Pixels
 from lightning_evolve.errors import UsageError
 from lightning_evolve.estimators import EvolutionStrategies, FirstOrder, Unrolled
 from lightning_evolve.learners import CNN
 from lightning_evolve.meta_learners import SGD, Adam, CoordinateMLP, Gains, Linear
 from lightning_evolve.modules import Classifier, EvolvingClassifier
 from lightning_evolve.rewards import Accuracy
+from lightning_evolve.streams import BatchStream
 from lightning_evolve.tasks import DataSpec
 from tests.modules.small import difference, module, stream, trainer
 
@@ -196,3 +198,13 @@ def test_what_cannot_work_is_refused(options, message):
 def test_a_pattern_that_names_no_parameter_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"'encoder\.\*' names no parameter"):
         trainer(tmp_path, max_steps=1).fit(module(adapt=["encoder.*"]), datamodule=stream())
+
+
+def test_the_plain_classifier_trains_only_what_is_named(tmp_path):
+    m = Classifier(partial(CNN, channels=(3, 4)), adapt=["head"])
+    m.build(DataSpec(2, shape=(1, 8, 8), class_names=("3", "8")))
+    before = {n: p.clone() for n, p in m.learner.named_parameters()}
+    data = BatchStream(source="digits", classes=["3", "8"], encoder=Pixels(size=8), batch_size=8)
+    trainer(tmp_path, max_steps=2).fit(m, datamodule=data)
+    moved = {n for n, p in m.learner.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {"head.weight", "head.bias"}
