@@ -23,14 +23,14 @@ TINY_BERT = {
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    """Forty classes of fifty texts, as a file that stands in for a dataset of the hub."""
+    """Sixty classes of forty texts, as a file that stands in for a dataset of the hub."""
     draw = random.Random(0)
     path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
     words = [f"w{n}" for n in range(200)]
     rows = [
         {"text": " ".join(draw.choices(words[label : label + 20], k=8)), "label": f"class {label}"}
-        for label in range(40)
-        for _ in range(50)
+        for label in range(60)
+        for _ in range(40)
     ]
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return path
