@@ -93,6 +93,11 @@ class Comparison(L.Callback):
 
     @override
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.ckpt_path:
+            # Lightning restores callbacks in fit alone.
+            saved = torch.load(trainer.ckpt_path, weights_only=True, map_location="cpu")
+            if state := saved["callbacks"].get(self.state_key):
+                self.load_state_dict(state)
         self._report(trainer, pl_module)
 
     def _report(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -164,7 +169,10 @@ class Comparison(L.Callback):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         assert isinstance(module, EvolvingClassifier | Classifier), "these are all there are"
         evolving = isinstance(module, EvolvingClassifier)
-        steps = trainer.global_step or (self.history[-1].step if self.history else 1)
+        # In a test, Lightning has taken no steps; the run's were as many as are configured.
+        epochs = max(trainer.max_epochs or 1, 1)
+        planned = trainer.max_steps if trainer.max_steps > 0 else epochs * stream.steps_per_epoch
+        steps = trainer.global_step or planned
         curve = self.history or [Point(steps, float("inf"), 0.0)]
         tasks = [stream.training_task(index) for index in range(steps * stream.tasks_per_step)]
         move = trainer.strategy.batch_to_device

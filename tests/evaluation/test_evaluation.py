@@ -167,6 +167,20 @@ def test_the_table_on_ordinary_data(tmp_path, make):
     assert by["adam"]["accuracy"]["mean"] > 0.6
 
 
+def test_a_test_compares_with_the_whole_run(tmp_path):
+    """The rivals of a later test take as many steps as the run did, not those of the test."""
+    m = module(theta="persistent", steps=1, alpha=3e-3)
+    options = {"max_steps": 16, "val_check_interval": 8}
+    first = trainer(tmp_path, callbacks=[Comparison(rivals=["adam"])], **options)
+    first.fit(m, datamodule=rows())
+    first.save_checkpoint(tmp_path / "c.ckpt")
+    fresh = module(theta="persistent", steps=1, alpha=3e-3)
+    second = trainer(tmp_path, callbacks=[Comparison(rivals=["adam"])], **options)
+    second.test(fresh, datamodule=rows(), ckpt_path=tmp_path / "c.ckpt", weights_only=True)
+    fit, test = (json.loads((tmp_path / f"results{n}.json").read_text()) for n in ("", "-2"))
+    assert fit == test
+
+
 def test_rivals_begin_where_we_did_not_where_we_ended(tmp_path):
     """With a learned initial theta the rivals still start from the one that the seed gives."""
     from lightning_evolve.callbacks.comparison import _initial
