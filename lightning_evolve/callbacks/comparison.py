@@ -253,7 +253,11 @@ def _settings(module: L.LightningModule, stream: Any) -> dict[str, Any]:
 def _bands(curves: Curves) -> dict[str, Any]:
     def band(values: np.ndarray) -> dict[str, list[float | None]]:
         parts = [interval(column) for column in values.T]
-        return {key: [part[key] for part in parts] for key in ("mean", "low", "high")}
+        # A rule that has diverged has a gap in its curve.
+        return {
+            key: [np.nan if part[key] is None else part[key] for part in parts]
+            for key in ("mean", "low", "high")
+        }
 
     return {
         "steps": list(curves.steps),

@@ -25,11 +25,17 @@ def interval(values: ArrayLike) -> Interval:
     Args:
         values: one number a task or a seed; with a single one the interval is the number itself.
 
+    Returns:
+        The interval; without numbers where one of the values is not finite, as where a rule has
+        diverged on a task.
+
     Example:
         >>> {k: round(v, 3) for k, v in interval([0.4, 0.5, 0.6]).items()}
         {'mean': 0.5, 'low': 0.252, 'high': 0.748}
     """
     numbers = np.asarray(values, dtype=float)
+    if not np.isfinite(numbers).all():
+        return dict(NOTHING)
     mean = float(numbers.mean())
     if len(numbers) < 2:
         return {"mean": mean, "low": mean, "high": mean}

@@ -33,6 +33,23 @@ def test_interval_is_students():
     assert got["high"] - 2.5 == pytest.approx(half, rel=1e-6)
 
 
+def test_a_rule_that_diverges_has_no_mean_and_breaks_nothing(tmp_path):
+    from lightning_evolve.callbacks.comparison import _bands
+    from lightning_evolve.evaluation import Curves
+    from lightning_evolve.evaluation.comparison import rows_of
+    from lightning_evolve.reports.files import write_json
+    from lightning_evolve.reports.plot import plot_curves
+
+    good = Curves((0, 1), np.array([[2.0, 1.0], [2.0, 1.1]]), np.ones((2, 2)), np.ones(2))
+    bad = good._replace(loss=np.array([[2.0, np.nan], [2.0, 1.0]]))
+    curves = {"adam": good, "sgd": bad}
+    found = rows_of(curves, {"adam": {}, "sgd": {}})
+    assert found[1]["loss"] == {"mean": None, "low": None, "high": None}
+    assert found[1]["steps_to_target"]["mean"] is None
+    write_json(tmp_path / "r.json", {"rows": found})
+    plot_curves({name: _bands(curve) for name, curve in curves.items()}, tmp_path / "c.png")
+
+
 def test_steps_to_target_never_is_none_and_the_bootstrap_is_paired():
     # Tasks differ by far more than methods do; only a paired bootstrap sees that 5 < 10 always.
     level = np.linspace(0, 50, 20)[:, None]
