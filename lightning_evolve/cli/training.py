@@ -71,6 +71,9 @@ def run(command: str, arguments: list[str]) -> int:
     check_seeds(session.arguments)
     for name in config_files(session.arguments):
         check_config(name)
+    # Read when torch is loaded. Threads that spin while they wait make small learners several
+    # times slower as soon as anything else runs on the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with _quiet():
         # From here on it takes seconds.
         from lightning_evolve.cli.lightning_cli import EvolveCLI
