@@ -83,6 +83,8 @@ class Comparison(L.Callback):
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.enabled:
+            return
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         last = {name: t.clone() for name, t in pl_module.state_dict().items()}
         if best and Path(best).exists():
@@ -102,8 +104,7 @@ class Comparison(L.Callback):
 
     def _report(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.enabled and trainer.is_global_zero:
-            # Lightning is done with its hooks' inference mode or no_grad only outside of it.
-            # The precision is that of training, for ours and for the rivals.
+            # Adapting differentiates, which inference mode forbids. The precision is that of training, for ours and for the rivals.
             precision = trainer.precision_plugin.forward_context()
             with torch.inference_mode(False), torch.no_grad(), precision, _status() as say:
                 results, curves = self._compare(trainer, module, say)

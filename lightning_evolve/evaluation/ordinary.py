@@ -195,17 +195,18 @@ def compare_on_rows(
     measured = [point.step for point in evolved.curve]
     runs: dict[str, Trained] = {name: evolved}
     settings: dict[str, dict[str, float]] = {name: {"rate": alpha}}
-    kept: dict[tuple[int, float], Trained] = {}
+    kept: dict[tuple[MetaLearnerFactory, float], Trained] = {}
 
     def loss(rule: MetaLearnerFactory, rate: float) -> float:
         progress(f"tuning the rivals: {name_of(rule)} at {rate:.3g}")
         run = train(learner, rule, initial, tasks, validation, alpha=rate, measured=measured)
         # The run that was tuned on is the run that counts: no second one to wait for.
-        kept[id(rule), rate] = run
+        # By the rule itself, not its id(), which a later rule may get once this one is gone.
+        kept[rule, rate] = run
         return run.best_loss()
 
     for rival_name, rival in tuned_rivals(loss, learner, initial, alpha, rivals, points).items():
-        run = kept.get((id(rival.rule), rival.alpha))
+        run = kept.get((rival.rule, rival.alpha))
         runs[rival_name] = run or train(
             learner, rival.rule, initial, tasks, validation, alpha=rival.alpha, measured=measured
         )
