@@ -104,8 +104,8 @@ class Comparison(L.Callback):
 
     def _report(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.enabled and trainer.is_global_zero:
-            # Adapting differentiates, which inference mode forbids. The precision is that of training,
-            # for ours and for the rivals.
+            # Adapting differentiates, which inference mode forbids.
+            # The precision is that of training, for ours and for the rivals.
             precision = trainer.precision_plugin.forward_context()
             with torch.inference_mode(False), torch.no_grad(), precision, _status() as say:
                 results, curves = self._compare(trainer, module, say)
