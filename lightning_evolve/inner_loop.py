@@ -49,11 +49,12 @@ def logits(learner: Learner, theta: Tensors, batch: Batch, *, second_order: bool
         second_order: whether the result will be differentiated twice.
 
     Returns:
-        Logits of shape ``[rows, num_classes]``.
+        Logits of shape ``[rows, num_classes]``, in at least 32 bits: losses and rewards differ in
+        digits that bfloat16, in which autocast returns them, does not have.
     """
     learner.second_order = second_order
     out: Tensor = functional_call(learner, theta, (), batch.inputs)
-    return out
+    return out if out.dtype == torch.float64 else out.float()
 
 
 def inner_steps(

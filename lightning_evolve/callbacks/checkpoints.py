@@ -59,6 +59,11 @@ class Checkpoints(Checkpoint):
         file = self._folder / BEST
         return str(file) if self.best is not None and file.exists() else ""
 
+    @best_model_path.setter
+    def best_model_path(self, path: str) -> None:
+        # Strategies that fork set it in the process that they return to.
+        self._folder = Path(path).parent if path else self._folder
+
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # Every process must name the same file, also where it was not this one that chose it.

@@ -25,6 +25,7 @@ from lightning_evolve.modules.building import adapting, build
 from lightning_evolve.reports.files import free, write_json
 from lightning_evolve.reports.plot import plot_curves
 from lightning_evolve.reports.table import print_results
+from lightning_evolve.reports.wandb import log_results
 from lightning_evolve.streams import BatchStream
 from lightning_evolve.streams.held_out_classes import HeldOutClassesStream
 from lightning_evolve.tasks import Tensors
@@ -37,7 +38,8 @@ class Comparison(L.Callback):
     """Measures the best state of a run on held-out tasks and writes the table and the plot.
 
     Args:
-        rivals: which of sgd, adam, adam_groups and adamw to tune and run; all if not given.
+        rivals: which of sgd, adam, adam_groups and adamw to tune and run; all if not given, and
+            an empty list for none: ours and the floor alone, as in a sweep.
         tuning_tasks: meta-training tasks that the rivals' rates are tuned on.
         points: rates of each grid, at least 7.
         enabled: whether there is a table at all.
@@ -134,7 +136,8 @@ class Comparison(L.Callback):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         quick = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         test = stream.tasks("test", 2 if quick else stream.evaluated[1])
-        tuning = stream.tasks("train", 1 if quick else self.tuning_tasks, offset=_FAR)
+        tuning_tasks = (1 if quick else self.tuning_tasks) if self.rivals else 0
+        tuning = stream.tasks("train", tuning_tasks, offset=_FAR)
         steps = len(test[0].support) if module.persistent else module.steps
         measured = tuple(range(1, steps + 1)) if module.persistent else module.measured
         if quick:
@@ -148,8 +151,8 @@ class Comparison(L.Callback):
             alpha=module.alpha,
             steps=steps,
             measured=measured,
-            tuning=[trainer.strategy.batch_to_device(task) for task in tuning],
-            test=[trainer.strategy.batch_to_device(task) for task in test],
+            tuning=[_placed(trainer, task) for task in tuning],
+            test=[_placed(trainer, task) for task in test],
             floor_features=stream.floor_features,
             rivals=self.rivals,
             rival_theta=initial,
@@ -177,14 +180,13 @@ class Comparison(L.Callback):
         steps = trainer.global_step or planned
         curve = self.history or [Point(steps, float("inf"), 0.0)]
         tasks = [stream.training_task(index) for index in range(steps * stream.tasks_per_step)]
-        move = trainer.strategy.batch_to_device
         rows, curves = compare_on_rows(
             module.learner,
             Trained(curve, detached(module.theta())),
             _initial(module),
-            [move(task) for task in tasks],
-            move(stream.split("validation")),
-            move(stream.split("test")),
+            [_placed(trainer, task) for task in tasks],
+            _placed(trainer, stream.split("validation")),
+            _placed(trainer, stream.split("test")),
             alpha=module.alpha,
             floor_features=stream.floor_features,
             rivals=self.rivals,
@@ -212,6 +214,7 @@ class Comparison(L.Callback):
         table, plot = free(folder / "results.json"), free(folder / "curves.png")
         write_json(table, results)
         plot_curves(curves, plot)
+        log_results(trainer, results, curves, plot)
         console.print(f"table in {table}\ncurves in {plot}", soft_wrap=True)
 
 
@@ -222,11 +225,17 @@ def _status() -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(f"held-out table: {text}")
 
 
+def _placed(trainer: L.Trainer, data: Any) -> Any:
+    """Data on the device and in the precision of the training: what Lightning's loops do to it."""
+    return trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(data))
+
+
 def _initial(module: EvolvingClassifier | Classifier) -> Tensors:
     """The theta that the run began from, built again: the learner is a function of the seed."""
     assert module.spec is not None, "the model is built by now"
-    learner = build(module.learner_factory, module.spec, module.seed).to(module.device)
-    return detached(adapting(learner, module.adapt or ["all"]))
+    learner = build(module.learner_factory, module.spec, module.seed)
+    initial = adapting(learner, module.adapt or ["all"])
+    return detached({name: initial[name].to(p) for name, p in module.theta().items()})
 
 
 def _settings(module: L.LightningModule, stream: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ _MODULES = {
     "test": "training",
     "predict": "training",
     "repeat": "repeat",
+    "sweep": "sweep",
 }
 
 
@@ -31,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: the command and its arguments; those of the process if not given.
 
     Returns:
-        0, or 2 for a mistake of the user, which is told in one line on standard error, or 130
-        after Ctrl-C.
+        0, or 2 for a mistake of the user, which is told in one line on standard error, 1 where a
+        run of a sweep failed, or 130 after Ctrl-C.
     """
     command, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help", "help"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from lightning_evolve.errors import UsageError
 
 SHORT_FORMS = {
@@ -9,7 +11,10 @@ SHORT_FORMS = {
     "--beta": "--model.init_args.beta",
     "--steps": "--model.init_args.steps",
     "--seed": "--seed_everything",
+    "--wandb": "--wandb.mode",
 }
+# What a short form means without a value.
+_BARE = {"--wandb": "offline"}
 
 
 def expand(arguments: list[str]) -> list[str]:
@@ -24,17 +29,22 @@ def expand(arguments: list[str]) -> list[str]:
     Example:
         >>> expand(["--alpha", "0.1", "-c", "a.yaml", "--seed=3"])
         ['--config=a.yaml', '--model.init_args.alpha=0.1', '--seed_everything=3']
+        >>> expand(["--wandb", "--alpha", "0.1"])
+        ['--wandb.mode=offline', '--model.init_args.alpha=0.1']
     """
     configs, rest = [], []
-    remaining = iter(arguments)
-    for argument in remaining:
+    remaining = deque(arguments)
+    while remaining:
+        argument = remaining.popleft()
         name, equals, value = argument.partition("=")
         if name in ("-c", "--config") or name in SHORT_FORMS:
             if not equals:
-                following = next(remaining, None)
-                if following is None:
+                if name in _BARE and (not remaining or remaining[0].startswith("-")):
+                    value = _BARE[name]
+                elif remaining:
+                    value = remaining.popleft()
+                else:
                     raise UsageError(f"{name} needs a value")
-                value = following
             if name in SHORT_FORMS:
                 rest.append(f"{SHORT_FORMS[name]}={value}")
             else:

@@ -11,7 +11,7 @@ from lightning_evolve.errors import UsageError
 
 
 def check_config(name: str) -> None:
-    """Refuses a config file that cannot be read, or that sets what one option sets for all.
+    """Refuses a config file that cannot be read, or that sets what is set in another way.
 
     Args:
         name: of the file; a URL is left to the parser.
@@ -22,6 +22,11 @@ def check_config(name: str) -> None:
     if "://" in name:
         return
     content = _read(Path(name))
+    mode = content.get("wandb", {})
+    if not isinstance(mode, dict):
+        # The parser would take it for the name of a file.
+        mode = "off" if mode is False else mode
+        raise UsageError(f"{name}: wandb takes keys; write wandb: {{mode: {mode}}}")
     for part in ("data", "model"):
         section = content.get(part)
         options = section.get("init_args") if isinstance(section, dict) else None

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import lightning as L
 import yaml
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from typing_extensions import override
 
@@ -30,8 +29,10 @@ from lightning_evolve.cli.arguments import SHORT_FORMS
 from lightning_evolve.cli.messages import condense
 from lightning_evolve.cli.run_directory import CONFIG
 from lightning_evolve.cli.training import Session, first_process
+from lightning_evolve.cli.wandb import Wandb, start, warn_of_ignored
 from lightning_evolve.errors import UsageError
 from lightning_evolve.reports.files import free, replacing, write_json
+from lightning_evolve.reports.wandb import log_checkpoint
 
 # Imported before parsing, so that YAML may name their classes without the path.
 _PACKAGES = ("modules", "streams", "learners", "meta_learners", "estimators", "rewards", "data")
@@ -116,12 +117,7 @@ class EvolveCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Checkpoints, "checkpoints")
         parser.add_class_arguments(Comparison, "comparison")
-        parser.add_argument(
-            "--wandb",
-            type=Literal["off", "offline", "online", False],  # YAML reads a bare off as False
-            default="off",
-            help="Whether to log to Weights & Biases too.",
-        )
+        parser.add_class_arguments(Wandb, "wandb")
         # One seed for all that is drawn; classes without such an argument are left alone.
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("seed_everything", "model.init_args.seed")
@@ -154,13 +150,16 @@ class EvolveCLI(LightningCLI):
         plugins = _listed(trainer.plugins)
         if not _has(plugins, CheckpointIO):
             plugins.append(AtomicCheckpointIO())
-        return super().instantiate_trainer(
+        built = super().instantiate_trainer(
             default_root_dir=str(run.path),
             callbacks=callbacks,
             plugins=plugins,
-            logger=self._loggers(trainer.logger, options["wandb"] or "off"),
+            logger=trainer.logger or False,  # to Lightning, None is its own choice
             **kwargs,
         )
+        # Last, so that what the trainer refuses begins no run at W&B.
+        self._add_wandb(built, options["wandb"])
+        return built
 
     def _choose(self) -> run_directory.RunDirectory:
         session, first = self.session, first_process()
@@ -174,34 +173,32 @@ class EvolveCLI(LightningCLI):
         ckpt_path = session.ckpt_path or options["ckpt_path"]  # the latter from a config file
         run = choose(run_dir, session.name, ckpt_path, first=first)
         if first:
+            if session.command == "fit":
+                session.lock = run_directory.hold(run.path)
             run_directory.bequeath(run.path)
             print(f"run directory: {run.path}", flush=True)
             if ckpt_path == "last" and run.checkpoint is None:
                 print("no checkpoint in it yet: starts from the beginning")
         return run
 
-    def _loggers(self, configured: Any, wandb: str) -> list[Logger] | bool:
-        loggers = [] if configured in (None, False, True) else _listed(configured)
-        if wandb != "off":
-            if find_spec("wandb") is None:
-                raise UsageError(f"--wandb {wandb} needs W&B; pip install wandb, or --wandb off")
-            from wandb import Settings
-
+    def _add_wandb(self, trainer: L.Trainer, options: Wandb) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # it logs nothing anywhere
+        if options.on:
             assert self.session.run is not None, "the directory is chosen first"
-            self.session.wandb = True
-            path = self.session.run.path
             dump = self.parser.dump(self.config, skip_none=False, skip_link_targets=False)
-            loggers.append(
-                WandbLogger(
-                    project="lightning-evolve",
-                    name=path.name,
-                    save_dir=str(path),
-                    offline=wandb == "offline",
-                    settings=Settings(silent=wandb == "offline"),
-                    config=yaml.safe_load(dump)[self.session.command],
-                )
-            )
-        return loggers or configured is True
+            command = self.session.command
+            config = yaml.safe_load(dump)[command]
+            ours = start(options, self.session.run.path, command, config, first=first_process())
+            trainer.loggers = [*trainer.loggers, ours]
+        self.session.wandb = _has(trainer.loggers, WandbLogger)
+        if first_process():
+            warn_of_ignored(options, logged=self.session.wandb)
+
+    def after_fit(self) -> None:
+        """Logs the best checkpoint to W&B if that is asked for."""
+        if self.config_init["fit"]["wandb"].checkpoint and self.session.wandb:
+            log_checkpoint(self.trainer, self.model)
 
     def after_validate(self) -> None:
         """Writes the metrics of the validation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -126,7 +127,10 @@ def _fit(seed: int, path: Path, arguments: list[str]) -> int:
     if path.exists():
         command.append("--ckpt_path=last")
     print(f"seed {seed}: {shlex.join(['lightning-evolve', *command[3:]])}", flush=True)
-    return subprocess.run(command, check=False).returncode  # noqa: S603 - our own command
+    # W&B shows the seeds together, unless the user groups them otherwise.
+    environment = {"WANDB_RUN_GROUP": path.parent.name, **os.environ}
+    got = subprocess.run(command, check=False, env=environment)  # noqa: S603 - our own command
+    return got.returncode
 
 
 def _print(summary: dict[str, Any]) -> None:

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from lightning_evolve.errors import UsageError
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
+_LOCK = ".lock"
 # Processes that Lightning starts inherit the choice of the first one.
 _VARIABLE = "LIGHTNING_EVOLVE_RUN_DIR"
 
@@ -37,7 +40,7 @@ class RunDirectory:
 
     def discard(self) -> None:
         """Removes the directory if this process made it and no training has begun in it."""
-        if self.created is None or {p.name for p in self.path.iterdir()} - {"wandb"}:
+        if self.created is None or {p.name for p in self.path.iterdir()} - {"wandb", _LOCK}:
             return
         shutil.rmtree(self.path, ignore_errors=True)
         made = [p for p in self.path.parents if p == self.created or self.created in p.parents]
@@ -63,6 +66,47 @@ def bequeath(path: Path | None) -> None:
         os.environ.pop(_VARIABLE, None)
     else:
         os.environ[_VARIABLE] = str(path)
+
+
+def hold(path: Path) -> BaseFileLock | None:
+    """Takes a run's directory for this process until it ends, however it ends.
+
+    Args:
+        path: the run's directory.
+
+    Returns:
+        The lock; ``None`` on a file system that has none.
+
+    Raises:
+        UsageError: if another process trains in that directory.
+    """
+    lock = FileLock(path / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(
+            f"another process trains in {path}; wait for it, or choose another --run_dir"
+        ) from error
+    except NotImplementedError:
+        return None
+    return lock
+
+
+def locked(path: Path) -> bool:
+    """Returns whether a process trains in a run's directory.
+
+    Args:
+        path: the run's directory.
+    """
+    if not (path / _LOCK).exists():
+        return False
+    try:
+        lock = hold(path)
+    except UsageError:
+        return True
+    if lock:
+        lock.release()
+    return False
 
 
 def for_fit(
@@ -99,7 +143,7 @@ def for_fit(
         return RunDirectory(Path(run_dir) if run_dir else RUNS / name, checkpoint)
     if run_dir:
         path = Path(run_dir)
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(p.name != _LOCK for p in path.iterdir()):
             raise UsageError(
                 f"{path} exists and is not empty; choose another --run_dir, or go on with that "
                 "run by --ckpt_path last"

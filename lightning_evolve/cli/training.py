@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import walk_tb
+
+from filelock import BaseFileLock
 
 from lightning_evolve.cli import run_directory
 from lightning_evolve.cli.arguments import check_seeds, config_files, expand, take
@@ -42,6 +45,7 @@ class Session:
         ckpt_path: as the user named it.
         name: of the run, after the config file.
         run: the directory, once it is chosen.
+        lock: on that directory, while a process trains in it.
         wandb: whether this call logs to W&B.
     """
 
@@ -51,6 +55,7 @@ class Session:
     ckpt_path: str | None
     name: str
     run: RunDirectory | None = None
+    lock: BaseFileLock | None = None
     wandb: bool = False
 
 
@@ -81,6 +86,7 @@ def run(command: str, arguments: list[str]) -> int:
         try:
             EvolveCLI(session)
         except BaseException as error:
+            _finish_wandb(session, exit_code=1)
             if session.run is not None:
                 session.run.discard()
             if _interrupted(error):
@@ -92,12 +98,18 @@ def run(command: str, arguments: list[str]) -> int:
             raise
         finally:
             run_directory.bequeath(None)
-            if session.wandb:
-                import wandb
-
-                # Lightning leaves it to the end of the process.
-                wandb.finish()
+            if session.lock:
+                session.lock.release()
+        _finish_wandb(session, exit_code=0)
     return 0
+
+
+def _finish_wandb(session: Session, exit_code: int) -> None:
+    if session.wandb:
+        import wandb
+
+        # Lightning leaves it to the end of the process, which knows of no mistake.
+        wandb.finish(exit_code=exit_code)
 
 
 def _session(command: str, arguments: list[str]) -> Session:
@@ -131,7 +143,7 @@ def _quiet() -> Iterator[None]:
         try:
             for logger in loggers:
                 logger.setLevel(logging.WARNING)
-            warnings.formatwarning = _one_line
+            warnings.formatwarning = one_line
             yield
         finally:
             warnings.formatwarning = form
@@ -139,13 +151,14 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _one_line(
+def one_line(
     message: Warning | str,
     category: type[Warning],
     filename: str,
     lineno: int,
     line: str | None = None,
 ) -> str:
+    """Formats a warning as ``warnings.formatwarning`` does, but for the user: what it says."""
     return f"lightning-evolve: warning: {' '.join(str(message).split())}\n"
 
 
@@ -174,12 +187,20 @@ def _mistake(error: BaseException) -> UsageError | None:
     while cause is not None:
         if isinstance(cause, UsageError):
             return cause
-        if isinstance(cause, MisconfigurationException):
+        if isinstance(cause, MisconfigurationException) or _of_trainer_settings(cause):
             return UsageError(" ".join(str(cause).split()))
         if type(cause).__module__.startswith("wandb."):
-            return UsageError(f"W&B says: {' '.join(str(cause).split())}; use --wandb offline")
+            said = " ".join(str(cause).split()).rstrip(".")
+            return UsageError(f"W&B says: {said}; use --wandb offline")
         cause = cause.__cause__
     return None
+
+
+def _of_trainer_settings(error: BaseException) -> bool:
+    """Whether Lightning refuses an argument of the Trainer by a plain ValueError."""
+    frames = list(walk_tb(error.__traceback__)) if isinstance(error, ValueError) else []
+    origin = str(frames[-1][0].f_globals.get("__name__")) if frames else ""
+    return origin.startswith("lightning.pytorch.trainer.connectors.")
 
 
 def first_process() -> bool:

@@ -13,6 +13,7 @@ commands:
   test       score a checkpoint on the test tasks, with the table of rivals
   predict    write predictions.csv
   repeat     fit once for each of several seeds, and give means and intervals over them
+  sweep      fit with many settings from a sweep file of W&B, and find the best; needs no server
 
 options:
   -h, --help     this text; COMMAND --help for the options of a command
@@ -48,7 +49,8 @@ options:
   --ckpt_path FILE      start a new run from a checkpoint
   --checkpoints.K VALUE monitor, mode (min or max), every_n_train_steps
   --comparison.K VALUE  enabled, rivals, tuning_tasks, points
-  --wandb MODE          off, offline or online (default: off)
+  --wandb [MODE]        log to Weights & Biases too: offline (if no MODE is given) or online
+  --wandb.K VALUE       project, and checkpoint (true logs the best one as an artifact)
 
 examples:
   lightning-evolve fit --config experiments/quickstart.yaml
@@ -86,6 +88,30 @@ example:
   lightning-evolve repeat --seeds 5 --config experiments/quickstart.yaml
 """
 
+_SWEEP = """\
+usage: lightning-evolve sweep FILE [--count N] [--jobs J] [options of fit]
+
+Runs fit once for each choice of the parameters in a sweep file of Weights & Biases (grid, random or
+bayes; early termination by hyperband), each in a process of its own, and prints a table, the best
+run and its command. Runs go into runs/NAME-sweep/run-000 and so on with their results.json; one
+that fails is recorded, and the rest goes on. No server: wandb sweep and wandb agent take the same
+file, but are not needed.
+
+options:
+  --count N             how many trials (default: the whole grid, else the file's run_cap or 20)
+  --jobs J              runs at a time (default: 1)
+  --seeds S             runs a trial, with the seeds 0 to S-1; the objective is their mean
+                        (default: 1, with the seed of the experiment or of --seed)
+  --run_dir DIR         directory of all the runs (default: runs/NAME-sweep)
+  --resume              go on with a sweep that was interrupted; finished runs are kept, and those
+                        that failed are tried again
+  --wandb MODE          off, offline or online for all runs (default: off, whatever the file says)
+
+examples:
+  lightning-evolve sweep sweeps/alpha_beta.yaml --count 20 --jobs 2
+  lightning-evolve sweep sweeps/alpha_beta.yaml --resume
+"""
+
 
 def _evaluate(command: str, what: str) -> str:
     return _EVALUATE.format(command=command, what=what, common=_COMMON)
@@ -106,4 +132,5 @@ USAGE = {
         "Predicts with a checkpoint; writes predictions.csv to the run's directory.",
     ),
     "repeat": _REPEAT,
+    "sweep": _SWEEP,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -89,7 +89,13 @@ class Estimate(NamedTuple):
 
 
 class Estimator:
-    """A way to get the gradient of the expected reward by phi."""
+    """A way to get the gradient of the expected reward by phi.
+
+    Attributes:
+        second_order: whether it differentiates through the gradients of the inner steps.
+    """
+
+    second_order: ClassVar[bool] = False
 
     def __call__(self, episode: Episode) -> Estimate:
         """Plays an episode and estimates the gradient."""

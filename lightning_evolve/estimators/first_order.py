@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lightning_evolve.estimators.base import Episode, Estimate
 from lightning_evolve.estimators.unrolled import Unrolled, unrolled
@@ -38,6 +39,8 @@ class FirstOrder(Unrolled):
     Raises:
         UsageError: if ``truncation`` is negative.
     """
+
+    second_order: ClassVar[bool] = False
 
     def __call__(self, episode: Episode) -> Estimate:
         """See :func:`first_order`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -92,6 +93,7 @@ class Unrolled(Estimator):
     """
 
     truncation: int = 0
+    second_order: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the truncation's sign."""

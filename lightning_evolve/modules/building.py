@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import lightning as L
@@ -14,16 +15,37 @@ from lightning_evolve.tasks import DataSpec, Tensors
 
 
 def build(learner: LearnerFactory, spec: DataSpec, seed: int) -> Learner:
-    """Builds a learner whose initial weights are a function of the seed alone.
+    """Builds a learner whose initial weights are a function of the seed, in torch's default dtype.
 
     Args:
         learner: a learner's class or a ``functools.partial`` of it.
         spec: what the data looks like.
         seed: of the initial weights.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), drawn_in_single():
         torch.manual_seed(seed)
-        return learner(spec)
+        built = learner(spec)
+    return built.to(torch.get_default_dtype())
+
+
+@contextmanager
+def drawn_in_single() -> Iterator[None]:
+    """Has random weights drawn in 32 bits, so that a seed gives the same ones in every precision.
+
+    Torch draws other numbers in 64 bits, not the same ones with more digits. What is built inside
+    is to be converted to torch's default dtype afterwards.
+
+    Example:
+        >>> with drawn_in_single():
+        ...     torch.zeros(1).dtype
+        torch.float32
+    """
+    precision = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(precision)
 
 
 def attached_spec(module: L.LightningModule) -> DataSpec | None:

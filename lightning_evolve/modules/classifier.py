@@ -11,11 +11,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_evolve.compilation import compile_learner
 from lightning_evolve.errors import UsageError
+from lightning_evolve.inner_loop import logits
 from lightning_evolve.learners.base import LearnerFactory
 from lightning_evolve.modules.building import adapting, attached_spec, build
 from lightning_evolve.modules.checkpoints import check_same_tensors, saved_entry
-from lightning_evolve.modules.metrics import PooledMetrics
+from lightning_evolve.modules.metrics import LOGGED, PooledMetrics
 from lightning_evolve.tasks import Batch, DataSpec, Task, Tensors
 
 
@@ -31,11 +33,14 @@ class Classifier(L.LightningModule):
             {lr: 1e-3}}``; AdamW at 1e-3 if not given.
         lr_scheduler: a scheduler of torch, stepped after every batch.
         adapt: which parameters are trained: ``all``, ``head``, or patterns of names.
+        compile: compile the learner by :func:`compile_learner`, which says where that helps.
         seed: of the initial weights.
 
     Raises:
         UsageError: if the data are few-shot tasks, whose classes mean something else each time.
     """
+
+    METRICS = LOGGED
 
     def __init__(
         self,
@@ -44,11 +49,12 @@ class Classifier(L.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         *,
         adapt: list[str] | None = None,
+        compile: bool = False,  # noqa: A002  # torch's own name for it
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.learner_factory, self.optimizer, self.lr_scheduler = learner, optimizer, lr_scheduler
-        self.adapt, self.seed = adapt, seed
+        self.adapt, self.compiled, self.seed = adapt, compile, seed
         self.spec: DataSpec | None = None
 
     def configure_model(self) -> None:
@@ -69,6 +75,8 @@ class Classifier(L.LightningModule):
             )
         self.spec = spec
         self.learner = build(self.learner_factory, spec, self.seed).requires_grad_(False)
+        if self.compiled:
+            compile_learner(self.learner)
         for p in self.theta().values():
             p.requires_grad_(True)
         self.val_metrics = PooledMetrics(spec.num_classes, "val/")
@@ -99,16 +107,20 @@ class Classifier(L.LightningModule):
         """Returns the cross-entropy over all rows of the step's mini-batch pairs."""
         parts = [part for task in batch for part in (*task.support, task.query)]
         labels = torch.cat([part.labels for part in parts])
-        predictions = torch.cat([self.learner(**part.inputs) for part in parts])
+        predictions = torch.cat([logits(self.learner, {}, part) for part in parts])
         loss = functional.cross_entropy(predictions, labels)
-        accuracy = (predictions.argmax(dim=-1) == labels).float().mean()
+        accuracy = (predictions.argmax(dim=-1) == labels).to(loss.dtype).mean()
         values = {"train/loss": loss.detach(), "train/accuracy": accuracy}
         self.log_dict(values, prog_bar=True, sync_dist=True, batch_size=len(labels))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch | list[Task], batch_idx: int) -> None:
         """Scores rows of the validation split."""
-        self.val_metrics.update(self.learner(**batch.inputs), batch.labels)
+        self._evaluate(batch, self.val_metrics)
+
+    def _evaluate(self, batch: Batch | list[Task], metrics: Any) -> None:
+        if isinstance(batch, Batch):  # else it is empty: this process has no more rows
+            metrics.update(logits(self.learner, {}, batch), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics over the whole split; ``val/reward`` is minus the loss."""
@@ -116,18 +128,20 @@ class Classifier(L.LightningModule):
         self.log_dict({**values, "val/reward": -values["val/loss"]}, prog_bar=True)
         self.val_metrics.reset()
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch | list[Task], batch_idx: int) -> None:
         """Scores rows of the test split."""
-        self.test_metrics.update(self.learner(**batch.inputs), batch.labels)
+        self._evaluate(batch, self.test_metrics)
 
     def on_test_epoch_end(self) -> None:
         """Logs the metrics over the whole split."""
         self.log_dict(self.test_metrics.compute())
         self.test_metrics.reset()
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
+    def predict_step(self, batch: Batch | list[Task], batch_idx: int) -> list[dict[str, Tensor]]:
         """Returns ``rows``, ``predicted`` classes and their ``probability``."""
-        probability, predicted = self.learner(**batch.inputs).softmax(dim=-1).max(dim=-1)
+        if not isinstance(batch, Batch):
+            return []
+        probability, predicted = logits(self.learner, {}, batch).softmax(dim=-1).max(dim=-1)
         return [{"rows": batch.rows, "predicted": predicted, "probability": probability}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

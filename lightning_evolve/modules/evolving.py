@@ -9,15 +9,17 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lightning_evolve.compilation import compile_learner
 from lightning_evolve.errors import UsageError
 from lightning_evolve.estimators import Episode, Estimate, Estimator, EvolutionStrategies
 from lightning_evolve.inner_loop import Adapted, detached, inner_steps, logits
 from lightning_evolve.learners.base import LearnerFactory
 from lightning_evolve.meta_learners import Gains, MetaLearnerFactory, State
-from lightning_evolve.modules.building import adapting, attached_spec, build
+from lightning_evolve.modules.building import adapting, attached_spec, build, drawn_in_single
 from lightning_evolve.modules.checkpoints import check_same_tensors, saved_entry
-from lightning_evolve.modules.metrics import PerTaskMetrics, PooledMetrics
-from lightning_evolve.modules.persistent import averaged, on_device_of
+from lightning_evolve.modules.compatibility import check_trainer
+from lightning_evolve.modules.metrics import LOGGED, Mean, PerTaskMetrics, PooledMetrics
+from lightning_evolve.modules.persistent import averaged, matched
 from lightning_evolve.rewards import NegativeLoss, Reward
 from lightning_evolve.tasks import Batch, DataSpec, Task, Tensors
 
@@ -51,11 +53,15 @@ class EvolvingClassifier(L.LightningModule):
         adapt: which parameters adapt: ``all``, ``head``, or patterns of names.
         clip: largest norm of the meta-gradient, 0 for none.
         beta_schedule: ``"cosine"`` lets beta fall to 0 over the run.
+        compile: compile the learner by :func:`compile_learner`, which says where that helps; not
+            for the estimator Unrolled.
         seed: of the initial theta and of the estimator's noise.
 
     Raises:
         UsageError: for a number out of range or a combination that cannot work.
     """
+
+    METRICS = ("train/reward", *LOGGED)
 
     def __init__(
         self,
@@ -73,6 +79,7 @@ class EvolvingClassifier(L.LightningModule):
         adapt: list[str] | None = None,
         clip: float = 1.0,
         beta_schedule: Literal["constant", "cosine"] = "constant",
+        compile: bool = False,  # noqa: A002  # torch's own name for it
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -98,15 +105,31 @@ class EvolvingClassifier(L.LightningModule):
         self.estimator.check(
             reward=self.reward, steps=steps, measured=self.measured, learn_init=learn_init
         )
+        if compile and self.estimator.second_order:
+            raise UsageError(
+                f"compile: true with {type(self.estimator).__name__}: compiled code cannot be "
+                "differentiated twice; use the estimator FirstOrder or EvolutionStrategies, or "
+                "compile: false"
+            )
         self.learner_factory = learner
         self.meta_learner_factory = meta_learner or (lambda params: Gains(params, horizon=steps))
         self.alpha, self.beta, self.steps = alpha, beta, steps
         self.persistent, self.learn_init, self.adapt = theta == "persistent", learn_init, adapt
         self.clip, self.beta_schedule, self.seed = clip, beta_schedule, seed
+        self.compiled = compile
         self.spec: DataSpec | None = None
         self.state: State | None = None
 
     # ---------------------------------------------------------------- building
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Refuses what cannot work: the hook that Lightning calls first, with the Trainer known.
+
+        Raises:
+            UsageError: for a precision, strategy or setting that cannot work.
+        """
+        check_trainer(self.trainer, self.estimator)
+        return []
 
     def configure_model(self) -> None:
         """Builds theta and phi once the data is known (Lightning calls it before training)."""
@@ -127,9 +150,13 @@ class EvolvingClassifier(L.LightningModule):
         """
         self.spec = spec
         self.learner = build(self.learner_factory, spec, self.seed)
+        if self.compiled:
+            compile_learner(self.learner)
         # Theta is in the state_dict and broadcast by DDP, but only phi is in the reducer.
         self.learner.requires_grad_(False)
-        self.meta_learner = self.meta_learner_factory(self.theta())
+        with drawn_in_single():
+            self.meta_learner = self.meta_learner_factory(self.theta())
+        self.meta_learner.to(torch.get_default_dtype())
         if self.learn_init:
             for p in self.theta().values():
                 p.requires_grad_(True)
@@ -137,6 +164,7 @@ class EvolvingClassifier(L.LightningModule):
         metrics = PooledMetrics if self.persistent else PerTaskMetrics
         self.val_metrics = metrics(spec.num_classes, "val/")
         self.test_metrics = metrics(spec.num_classes, "test/")
+        self.rewards = Mean()
 
     def theta(self) -> Tensors:
         """Returns the adapting parameters of the learner by name: the initial or current theta."""
@@ -147,7 +175,7 @@ class EvolvingClassifier(L.LightningModule):
         theta = self.theta() if self.learn_init else detached(self.theta())
         if self.persistent:
             assert self.state is not None, "build() comes first"
-            self.state = on_device_of(self.state, theta)
+            self.state = matched(self.state, theta)
             return Adapted(theta, self.state)
         return Adapted(theta, self.meta_learner.init(detached(theta)))
 
@@ -232,7 +260,8 @@ class EvolvingClassifier(L.LightningModule):
         for task, estimate in zip(batch, estimates, strict=True):
             labels = task.query.labels
             losses.append(torch.nn.functional.cross_entropy(estimate.logits, labels))
-            correct.append((estimate.logits.argmax(dim=-1) == labels).float().mean())
+            hit = estimate.logits.argmax(dim=-1) == labels
+            correct.append(hit.to(estimate.logits.dtype).mean())
         values = {
             "train/reward": torch.stack([e.reward for e in estimates]).mean(),
             "train/loss": torch.stack(losses).mean(),
@@ -274,7 +303,7 @@ class EvolvingClassifier(L.LightningModule):
                     rewards.append(self.reward(predictions, task.query.labels))
         return predictions, torch.stack(rewards).mean()
 
-    def _evaluate(self, batch: Batch | list[Task], metrics: Any, prefix: str) -> None:
+    def _evaluate(self, batch: Batch | list[Task], metrics: Any) -> None:
         if isinstance(batch, Batch):
             predictions = logits(self.learner, detached(self.theta()), batch)
             scored = [(predictions, batch.labels, self.reward(predictions, batch.labels))]
@@ -286,35 +315,30 @@ class EvolvingClassifier(L.LightningModule):
             ]
         for predictions, labels, reward in scored:
             metrics.update(predictions, labels)
-            self.log(
-                f"{prefix}/reward",
-                reward,
-                on_epoch=True,
-                sync_dist=True,
-                batch_size=len(labels),
-                prog_bar=prefix == "val",
-            )
+            self.rewards.update(reward, weight=len(labels))
 
     def validation_step(self, batch: Batch | list[Task], batch_idx: int) -> None:
         """Scores held-out tasks after adaptation, or ordinary rows by theta as it is."""
-        self._evaluate(batch, self.val_metrics, "val")
+        self._evaluate(batch, self.val_metrics)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics over the whole split."""
-        self._log_metrics(self.val_metrics, prog_bar=True)
+        self._log_metrics(self.val_metrics, "val", prog_bar=True)
 
     def test_step(self, batch: Batch | list[Task], batch_idx: int) -> None:
         """As in validation, on the test split."""
-        self._evaluate(batch, self.test_metrics, "test")
+        self._evaluate(batch, self.test_metrics)
 
     def on_test_epoch_end(self) -> None:
         """Logs the metrics over the whole split."""
-        self._log_metrics(self.test_metrics)
+        self._log_metrics(self.test_metrics, "test")
 
-    def _log_metrics(self, metrics: Any, prog_bar: bool = False) -> None:
+    def _log_metrics(self, metrics: Any, prefix: str, prog_bar: bool = False) -> None:
         # compute() gathers over processes by itself.
-        self.log_dict(metrics.compute(), prog_bar=prog_bar, rank_zero_only=False)
+        values = {**metrics.compute(), f"{prefix}/reward": self.rewards.compute()}
+        self.log_dict(values, prog_bar=prog_bar, rank_zero_only=False)
         metrics.reset()
+        self.rewards.reset()
 
     def predict_step(self, batch: Batch | list[Task], batch_idx: int) -> list[dict[str, Tensor]]:
         """Predicts rows, after adaptation where a batch is made of tasks.

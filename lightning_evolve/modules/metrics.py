@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics import MeanMetric, MetricCollection
@@ -16,6 +17,24 @@ from torchmetrics.functional.classification import (
     multiclass_precision,
     multiclass_recall,
 )
+
+LOGGED = (
+    *(f"train/{name}" for name in ("loss", "accuracy")),
+    *(f"val/{name}" for name in ("reward", "accuracy", "macro_f1", "precision", "recall", "loss")),
+)
+"""What both modules log in ``fit``, which is what a search may choose by."""
+
+
+class Mean(MeanMetric):
+    """A mean in the precision of its sum.
+
+    Moved to a device, torchmetrics rounds to 32 bits whatever comes in, in 64-true too.
+    """
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that values are added in."""
+        return self.mean_value.dtype
 
 
 class PooledMetrics(MetricCollection):
@@ -51,9 +70,7 @@ class PerTaskMetrics(MetricCollection):
     def __init__(self, num_classes: int, prefix: str) -> None:
         self.num_classes = num_classes
         names = ("accuracy", "macro_f1", "precision", "recall", "loss")
-        super().__init__(
-            {name: MeanMetric() for name in names}, prefix=prefix, compute_groups=False
-        )
+        super().__init__({name: Mean() for name in names}, prefix=prefix, compute_groups=False)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:  # type: ignore[override]
         """Adds a task.
@@ -63,14 +80,14 @@ class PerTaskMetrics(MetricCollection):
             labels: ``[rows]``, int64.
         """
         predicted, n = logits.argmax(dim=-1), self.num_classes
-        self["accuracy"].update((predicted == labels).float().mean())
+        self["accuracy"].update((predicted == labels).to(logits.dtype).mean())
         self["macro_f1"].update(multiclass_f1_score(predicted, labels, n, average="macro"))
         self["precision"].update(multiclass_precision(predicted, labels, n, average="macro"))
         self["recall"].update(multiclass_recall(predicted, labels, n, average="macro"))
         self["loss"].update(functional.cross_entropy(logits, labels))
 
 
-class _CrossEntropy(MeanMetric):
+class _CrossEntropy(Mean):
     """Mean cross-entropy over rows, in nats."""
 
     def update(self, logits: Tensor, labels: Tensor) -> None:  # type: ignore[override]

@@ -38,8 +38,8 @@ def averaged(adapted: Sequence[Adapted], reduce: Callable[[Tensor], Tensor]) -> 
     return Adapted(theta, State(first.state.step, accumulators))
 
 
-def on_device_of(state: State, theta: Tensors) -> State:
-    """Follows theta to its device; the state is no parameter, so Lightning does not move it.
+def matched(state: State, theta: Tensors) -> State:
+    """Follows theta to its device and precision; Lightning moves and converts parameters only.
 
     Args:
         state: the rule's state.
@@ -48,7 +48,7 @@ def on_device_of(state: State, theta: Tensors) -> State:
     return State(
         state.step,
         {
-            kind: {name: t.to(theta[name].device) for name, t in tensors.items()}
+            kind: {name: t.to(theta[name]) for name, t in tensors.items()}
             for kind, tensors in state.accumulators.items()
         },
     )

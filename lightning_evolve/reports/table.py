@@ -48,13 +48,15 @@ def print_results(
         collapse_padding=True,
         pad_edge=False,
     )
+    # Nobody runs towards Adam's best where Adam was left out of the rivals.
+    columns = _COLUMNS if any(row["method"] == "adam" for row in rows) else _COLUMNS[:-1]
     table.add_column("method", no_wrap=True)
-    for _, heading, _, _ in _COLUMNS:
+    for _, heading, _, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
-    best = {key: _best(rows, key, lower, digits) for key, _, lower, digits in _COLUMNS}
+    best = {key: _best(rows, key, lower, digits) for key, _, lower, digits in columns}
     for row in rows:
         cells = []
-        for key, _, _, digits in _COLUMNS:
+        for key, _, _, digits in columns:
             text = _cell(row.get(key), digits, key == "steps_to_target" and row["method"])
             mean = _mean(row, key)
             is_best = mean is not None and f"{mean:.{digits}f}" == best[key]

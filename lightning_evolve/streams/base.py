@@ -31,8 +31,8 @@ class Stream(LightningDataModule, ABC):
     Training batches are lists of the tasks that this rank has in one outer step: task ``j`` of
     outer step ``i`` has the global index ``i * tasks_per_step + j`` and goes to rank ``j % ranks``.
 
-    In evaluation the ranks share the data without repeating any, so that one may have a batch more
-    than another: an evaluation step must not talk to other ranks, the end of the epoch may.
+    In evaluation the ranks share the data without repeating any. All have as many batches; where
+    the data does not come out even, the last one of some ranks is an empty list.
 
     Args:
         tasks_per_step: tasks of an outer step, over all ranks.
@@ -59,7 +59,6 @@ class Stream(LightningDataModule, ABC):
         UsageError: a number that is too small.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True  # more ranks than tasks to evaluate
     spec: DataSpec
     table: Table
     splits: dict[str, Tensor]

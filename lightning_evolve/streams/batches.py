@@ -101,8 +101,7 @@ class BatchStream(Stream):
         return self._row_loader("predict" if self.predict_source else "test")
 
     def _row_loader(self, split: str) -> DataLoader[Batch]:
-        rank, world = self._ranks()
-        return self._evaluation_loader(Batches(self.table, self.splits[split][rank::world]))
+        return self._evaluation_loader(Batches(self.table, self.splits[split], *self._ranks()))
 
     def _arrange(self, source: dict[str, Rows]) -> Arranged:
         return hold_out_rows(source, self.sizes, self.split_seed)

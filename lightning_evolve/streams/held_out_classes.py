@@ -102,6 +102,4 @@ class HeldOutClassesStream(Stream):
 
     def _task_loader(self, split: str, count: int) -> DataLoader[list[Task]]:
         rank, world = self._ranks()
-        return self._evaluation_loader(
-            EvaluationTasks(self._draw[split], range(rank, count, world))
-        )
+        return self._evaluation_loader(EvaluationTasks(self._draw[split], count, rank, world))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,36 +92,49 @@ class TrainingTasks(Dataset[list[Task]]):
 class EvaluationTasks(Dataset[list[Task]]):
     """A rank's share of the tasks to evaluate on, one a batch.
 
+    Every rank gets as many batches, so that all take part in whatever they do together; where the
+    tasks have run out, a batch is empty.
+
     Args:
         task: task of a global index.
-        indices: the indices of this rank.
+        count: tasks over all ranks.
+        rank: number of this process.
+        world: how many processes there are.
     """
 
     task: Callable[[int], Task]
-    indices: Sequence[int]
+    count: int
+    rank: int
+    world: int
 
     def __getitem__(self, number: int) -> list[Task]:
-        return [self.task(self.indices[number])]
+        index = number * self.world + self.rank
+        return [self.task(index)] if index < self.count else []
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return -(-self.count // self.world)
 
 
 @dataclass(frozen=True)
-class Batches(Dataset[Batch]):
-    """A rank's share of rows to evaluate on, in batches.
+class Batches(Dataset[Batch | list[Task]]):
+    """A rank's share of rows to evaluate on, in as many batches as every other rank has.
 
     Args:
         table: the encoded rows.
-        rows: the row numbers of this rank.
+        rows: the row numbers of all ranks.
+        rank: number of this process.
+        world: how many processes there are.
     """
 
     table: Table
     rows: Tensor
+    rank: int
+    world: int
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> Batch | list[Task]:
         first = number * EVALUATION_BATCH
-        return self.table.batch(self.rows[first : first + EVALUATION_BATCH])
+        rows = self.rows[self.rank :: self.world][first : first + EVALUATION_BATCH]
+        return self.table.batch(rows) if len(rows) else []
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // EVALUATION_BATCH)
+        return -(-len(self.rows) // (self.world * EVALUATION_BATCH))

@@ -28,7 +28,7 @@ BARE = {"model": {"class_path": "TinyModel"}, "data": {"class_path": "TinyTasks"
         (["--beta=0.1"], "unknown key 'beta'; TinyModel takes learner, meta_learner, "),
         (["--seed=x"], "seed_everything: expected bool or int, got x"),
         (["--data.seed=3"], "--data.seed cannot be set alone; use --seed"),
-        (["--wandb=on"], "wandb: expected one of 'off', 'offline', 'online', got"),
+        (["--wandb=on"], "wandb.mode: expected one of 'off', 'offline', 'online', got"),
         (["--checkpoints.every_n_train_steps=0"], "every_n_train_steps is 0; give 1 or more"),
         (["--data.fails=init"], "fails is init; choose another"),
         (["--data.fails=setup"], "fails is setup; choose another"),
@@ -58,6 +58,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(arguments, said, call) -> None
         (yaml.safe_dump(BARE).encode(), "model: TinyModel needs learner"),
         (b"data: {class_path: TinyTasks}\n", "no model; give --config FILE"),
         (b"data: {class_path: TinyTasks, init_args: {seed: 1}}\n", "set seed_everything (or"),
+        (b"wandb: online\n", "wandb takes keys; write wandb: {mode: online}"),
+        (b"wandb: off\n", "write wandb: {mode: off}"),
         (b"model: {class_path: TinyModel, init_args: {learner: {class_path: LSTN}}}", "'LSTM'?"),
         (
             b"model: {class_path: TinyModel, init_args: {learner: "
@@ -150,3 +152,18 @@ def test_mistakes_of_repeat(arguments, said, call) -> None:
 
 def test_repeat_needs_a_config(call) -> None:
     assert "give --config FILE" in call("repeat", "--seeds", "2").mistake
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--trainer.strategy=fsdp"], "`fsdp` requires a GPU accelerator"),
+        (["--trainer.strategy=fastest"], "invalid strategy name"),
+        (["--trainer.accelerator=gpu"], "gpu"),
+    ],
+)
+def test_a_trainer_that_this_machine_has_not(arguments, said, call, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    assert said in call("fit", "-c", "tiny.yaml", *arguments).mistake
+    assert not Path("runs").exists()

@@ -8,7 +8,7 @@ import pytest
 from lightning_evolve import __version__
 from lightning_evolve.cli import main
 
-COMMANDS = ["fit", "validate", "test", "predict", "repeat"]
+COMMANDS = ["fit", "validate", "test", "predict", "repeat", "sweep"]
 
 
 def test_help_and_mistakes_in_the_command_import_nothing_heavy() -> None:
@@ -35,7 +35,7 @@ def test_help_of_a_command(command, capsys) -> None:
     assert main([command, "--config", "nothing.yaml", "--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"usage: lightning-evolve {command} ")
-    assert f"  lightning-evolve {command} --" in out
+    assert f"\n  lightning-evolve {command} " in out
     assert "{" not in out, "a placeholder was left"
     assert max(map(len, out.splitlines())) <= 100
 
@@ -49,7 +49,7 @@ def test_version(capsys) -> None:
     ("command", "said"),
     [
         ("fti", "did you mean 'fit'?"),
-        ("sweep", "choose one of fit, "),
+        ("xyz", "choose one of fit, "),
         ("--config", "the command comes first"),
     ],
 )

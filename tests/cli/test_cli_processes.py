@@ -15,10 +15,10 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 
 
-def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def start(*arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, "-m", "lightning_evolve", *arguments]
+    command = [sys.executable, "-m", "lightning_evolve", *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, env=environment, check=False, timeout=120
     )
@@ -31,28 +31,22 @@ def full_names(config: Path) -> None:
     config.write_text(text)
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [(), ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29713")],
-    ids=["lightning", "torchrun"],
-)
-def test_two_processes_share_one_directory(launcher, tiny) -> None:
+def test_two_processes_share_one_directory(tiny) -> None:
     full_names(tiny / "tiny.yaml")
     (tiny / "runs/tiny").mkdir(parents=True)
     options = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    got = start("fit", "--config", "tiny.yaml", *options, launcher=launcher)
+    got = start("fit", "--config", "tiny.yaml", *options)
     assert got.returncode == 0, got.stderr
     assert got.stdout.count("run directory: runs/tiny-2") == 1
     assert sorted(p.name for p in (tiny / "runs").iterdir()) == ["tiny", "tiny-2"]
     assert not any((tiny / "runs/tiny").iterdir())
     with (tiny / "runs/tiny-2/metrics.csv").open() as file:
         assert len([row for row in csv.DictReader(file) if row["train/loss"]]) == 8
-    if not launcher:
-        options.append("--run_dir=runs/tiny-2")
-        got = start("predict", "--config", "tiny.yaml", *options)
-        assert got.returncode == 0, got.stderr
-        # Both processes of this stand-in see all tasks; a real stream shares them out.
-        assert "54 predictions in runs/tiny-2/predictions.csv" in got.stdout
+    options.append("--run_dir=runs/tiny-2")
+    got = start("predict", "--config", "tiny.yaml", *options)
+    assert got.returncode == 0, got.stderr
+    # Both processes of this stand-in see all tasks; a real stream shares them out.
+    assert "54 predictions in runs/tiny-2/predictions.csv" in got.stdout
 
 
 def test_a_mistake_from_the_shell(tiny) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -37,10 +38,12 @@ def fits(monkeypatch) -> list[list[str]]:
     """The calls of fit, which write results.json and nothing else."""
     calls = []
 
-    def fit(command, check):
+    def fit(command, check, env):
         arguments = command[3:]
         calls.append(arguments)
         path = Path(arguments[-1 - (arguments[-1] == "--ckpt_path=last")].partition("=")[2])
+        assert env["PATH"], "the environment goes on to the runs"
+        assert env["WANDB_RUN_GROUP"] == os.environ.get("WANDB_RUN_GROUP", path.parent.name)
         if any("fails" in a for a in arguments):
             return subprocess.CompletedProcess(command, 2)
         path.mkdir(parents=True, exist_ok=True)
@@ -76,6 +79,15 @@ def test_a_run_for_each_seed_and_a_summary(call, fits) -> None:
     assert summary["accuracy_gain"]["adam_groups"]["mean"] == pytest.approx(0.01)
     assert summary["accuracy_gain"]["adam"]["low"] == pytest.approx(0.05)
     assert summary["accuracy_gain"]["floor"]["mean"] == pytest.approx(0.31)
+
+
+def test_wandb_groups_the_seeds_unless_told_otherwise(call, fits, monkeypatch) -> None:
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    assert call("repeat", "--seeds=1", "--config", "tiny.yaml", "--wandb").code == 0
+    assert "--wandb.mode=offline" in fits[0]
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    assert call("repeat", "--seeds=1", "--config", "tiny.yaml", "--run_dir=more").code == 0
+    assert len(fits) == 2
 
 
 def test_it_goes_on_where_it_was_interrupted(call, fits) -> None:

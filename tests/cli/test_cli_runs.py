@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from functools import wraps
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_evolve.cli import lightning_cli
+from lightning_evolve.cli import lightning_cli, run_directory
 from lightning_evolve.cli.run_directory import newest
 
 
@@ -27,7 +29,7 @@ def built(monkeypatch):
 
 
 def files(path: str) -> list[str]:
-    return sorted(p.name for p in Path(path).iterdir())
+    return sorted(p.name for p in Path(path).iterdir() if not p.name.startswith("."))
 
 
 def test_a_run_has_a_directory_of_its_own(call) -> None:
@@ -145,21 +147,6 @@ def test_ctrl_c_tells_how_to_go_on(call) -> None:
     assert Path("my run/metrics.csv").read_text() == Path("runs/tiny/metrics.csv").read_text()
 
 
-def test_wandb_offline_stays_in_the_directory(call, monkeypatch) -> None:
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    assert call("fit", "--config", "tiny.yaml", "--wandb", "offline").code == 0
-    assert len(list(Path("runs/tiny/wandb").glob("offline-run-*/*.wandb"))) == 1
-    assert not Path("wandb").exists()
-    assert call("fit", "--config", "tiny.yaml", "--wandb", "off").code == 0
-    assert not Path("runs/tiny-2/wandb").exists()
-
-
-def test_wandb_in_yaml_may_be_off(call) -> None:
-    Path("over.yaml").write_text("wandb: off\n")  # which YAML reads as False
-    assert call("fit", "-c", "over.yaml", "-c", "tiny.yaml").code == 0
-    assert not Path("runs/tiny/wandb").exists()
-
-
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_scores_go_to_the_run_of_the_checkpoint(command, call) -> None:
     call("fit", "--config", "tiny.yaml")
@@ -224,3 +211,25 @@ def test_the_default_callbacks_give_way(call, monkeypatch) -> None:
     assert names[:2] == ["EarlyStopping", "Metrics"]
     assert "RichProgress" not in names
     assert not Path("runs/tiny/checkpoints").exists()
+
+
+def test_a_directory_in_which_another_process_trains_is_left_alone(call, tiny) -> None:
+    assert call("fit", "--config", "tiny.yaml", "--run_dir=here").code == 0
+    assert not run_directory.locked(tiny / "here"), "a run that has ended holds nothing"
+    program = (
+        "import sys; from pathlib import Path; from lightning_evolve.cli import run_directory; "
+        "lock = run_directory.hold(Path('here')); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        assert run_directory.locked(tiny / "here")
+        before = (tiny / "here/metrics.csv").read_bytes()
+        again = ("fit", "--config", "tiny.yaml", "--run_dir=here", "--ckpt_path=last")
+        mistake = call(*again, "--trainer.max_steps=9").mistake
+        assert mistake == (
+            "another process trains in here; wait for it, or choose another --run_dir"
+        )
+        assert (tiny / "here/metrics.csv").read_bytes() == before
+        other.kill()
+    assert call(*again, "--trainer.max_steps=9").code == 0

@@ -55,6 +55,13 @@ def trainer(folder, **options):
     return L.Trainer(**{**defaults, **options})
 
 
+class FlatPixels(Pixels):
+    """Feature vectors that need no checkpoint."""
+
+    def encode(self, rows):
+        return {"features": super().encode(rows)["images"].flatten(1)}
+
+
 class Keep(L.Callback):
     """Writes what every process ends on."""
 
@@ -65,6 +72,8 @@ class Keep(L.Callback):
         numbers = {name: t.clone() for name, t in pl_module.state_dict().items()}
         for kind, tensors in pl_module.state.accumulators.items():
             numbers |= {f"state.{kind}.{name}": t for name, t in tensors.items()}
+        metrics = trainer.callback_metrics
+        numbers |= {name: metrics[name] for name in pl_module.METRICS if name in metrics}
         torch.save(numbers, self.folder / f"rank{trainer.global_rank}.pt")
 
 
@@ -76,4 +85,4 @@ def difference(one, other):
     )
 
 
-__all__ = ["Keep", "difference", "module", "stream", "trainer"]
+__all__ = ["FlatPixels", "Keep", "difference", "module", "stream", "trainer"]

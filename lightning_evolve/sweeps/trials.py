@@ -1,0 +1,31 @@
+"""A trial: one choice of parameters, what became of it, and what it logged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class Trial:
+    """One choice of the parameters, trained with one seed or several.
+
+    Args:
+        number: its place in the sweep, from 0.
+        parameters: value by dotted name.
+        state: stopped means by early termination, failed by an error.
+        objective: mean over seeds of each run's best value; None while unknown or never finite.
+        history: by seed, the objective at each logging so far.
+        reason: why it failed, one line.
+        seconds: how long its runs took.
+        done: the seeds, by their place, whose runs have ended well.
+    """
+
+    number: int
+    parameters: dict[str, Any]
+    state: Literal["running", "finished", "stopped", "failed"] = "running"
+    objective: float | None = None
+    history: list[list[float]] = field(default_factory=list)
+    reason: str | None = None
+    seconds: float = 0.0
+    done: list[int] = field(default_factory=list)
