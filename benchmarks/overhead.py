@@ -297,7 +297,8 @@ def main() -> None:
     if given.blocks < 2 or given.rounds < 2:
         parser.error("--blocks and --rounds must be at least 2 for an interval")
     warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for part in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{part}").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     title = (
         f"Times faster by 2 processes than by 1 ({os.cpu_count()} cores), {TASKS} tasks a step"

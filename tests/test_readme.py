@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,7 +57,7 @@ def test_every_lightning_evolve_command_runs(tmp_path, monkeypatch):
     for command in COMMANDS:
         # What sets up is left to .ci/run; the command behind it counts.
         command = command.split("&& .venv/bin/")[-1]
-        if not command.startswith("lightning-evolve"):
+        if not command.startswith("lightning-evolve") or "--trainer.devices" in command:
             continue
         _, name, *rest = shlex.split(command)
         if name == "repeat":
@@ -73,6 +76,36 @@ def test_every_lightning_evolve_command_runs(tmp_path, monkeypatch):
         assert main([name, *rest]) == 0, command
         ran.append(name)
     assert ran == ["fit", "repeat", "fit", "fit", "test", "predict", "fit", "sweep", "sweep"]
+
+
+@pytest.mark.slow
+def test_commands_with_several_processes_run(tmp_path):
+    """Those that start processes get one of their own to start from."""
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    launchers = {"lightning-evolve": "lightning_evolve", "torchrun": "torch.distributed.run"}
+    few = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--comparison.enabled=false"]
+    ran = []
+    for command in COMMANDS:
+        launcher, *rest = shlex.split(command)
+        if "--trainer.devices" in rest and launcher in launchers:
+            program = [sys.executable, "-m", launchers[launcher], *rest, *few]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            done = subprocess.run(
+                [*program, "--trainer.accelerator=cpu"],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            ran.append(launcher)
+    assert ran == ["lightning-evolve", "torchrun"]
+
+
+def test_what_no_test_can_run_is_a_cluster_and_a_server():
+    first = {command.split()[0] for command in COMMANDS}
+    assert first - {"python3", "lightning-evolve", "torchrun"} == {"srun", "wandb"}
 
 
 @pytest.mark.slow

@@ -236,7 +236,7 @@ def _report(sweep: Sweep, journal: Journal, request: _Request) -> int:
     varying = [name for name, d in sweep.parameters.items() if d.varies]
     trials = ranked(journal.trials, sweep.metric.goal)
     console = Console()
-    console.print(sweep_table(trials, varying, sweep.metric.name))
+    console.print(sweep_table(trials, varying, sweep.metric))
     directory = journal.path.parent
     if varying:
         from lightning_evolve.reports.heat_map import plot_heat_map

@@ -51,7 +51,7 @@ class _Display:
         if self._live:
             from lightning_evolve.reports.sweep_table import sweep_table
 
-            table = sweep_table(trials, self._names, self._metric.name)
+            table = sweep_table(trials, self._names, self._metric)
             of = f" of {self._count}" if self._count is not None else ""
             ended = sum(trial.state != "running" for trial in trials)
             table.caption = f"{ended}{of} ended"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Literal
 
 import lightning as L
@@ -245,12 +246,17 @@ class EvolvingClassifier(L.LightningModule):
 
     def _carry_on(self, adapted: list[Adapted]) -> None:
         """Applies the direction averaged over tasks and processes, and averages the state."""
-        strategy = self.trainer.strategy
-        mean = averaged(adapted, lambda vector: strategy.reduce(vector, reduce_op="mean"))
+        reduce = partial(self.trainer.strategy.reduce, reduce_op="mean")
+        mean = averaged(adapted, reduce if self.trainer.world_size > 1 else None)
         # The raw optimizer, not Lightning's wrapper: global_step counts outer steps only.
         inner = self.trainer.optimizers[0]
-        for name, p in self.theta().items():
-            p.grad = (p.detach() - mean.theta[name]) / self.alpha
+        theta = self.theta()
+        now = [p.detach() for p in theta.values()]
+        gone = torch._foreach_div(
+            torch._foreach_sub(now, [mean.theta[name] for name in theta]), self.alpha
+        )
+        for p, direction in zip(theta.values(), gone, strict=True):
+            p.grad = direction
         inner.step()
         inner.zero_grad()
         self.state = mean.state

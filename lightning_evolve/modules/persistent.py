@@ -12,24 +12,32 @@ from lightning_evolve.meta_learners import State
 from lightning_evolve.tasks import Tensors
 
 
-def averaged(adapted: Sequence[Adapted], reduce: Callable[[Tensor], Tensor]) -> Adapted:
+def averaged(
+    adapted: Sequence[Adapted], reduce: Callable[[Tensor], Tensor] | None = None
+) -> Adapted:
     """Averages where the tasks of an outer step have taken theta and the rule's state.
 
     Args:
         adapted: one for each task of this process, from the same start and as many steps on.
-        reduce: the mean of a vector over processes.
+        reduce: the mean of a vector over processes, where there are several.
 
     Example:
         >>> ends = [Adapted({"w": torch.tensor([x])}, State(1, {})) for x in (1.0, 3.0)]
-        >>> averaged(ends, reduce=lambda vector: vector).theta
+        >>> averaged(ends).theta
         {'w': tensor([2.])}
     """
     first = adapted[0]
-    like = _tensors(first)
-    # One vector, one all-reduce, however many tensors there are.
-    flat = torch.stack([torch.cat([t.reshape(-1) for t in _tensors(a)]) for a in adapted])
-    split = torch.split(reduce(flat.mean(dim=0)), [t.numel() for t in like])
-    parts = iter(part.view_as(t) for part, t in zip(split, like, strict=True))
+    means = _tensors(first)
+    for other in adapted[1:]:
+        means = list(torch._foreach_add(means, _tensors(other)))
+    if len(adapted) > 1:
+        means = list(torch._foreach_div(means, len(adapted)))
+    if reduce:
+        # One vector, one all-reduce, however many tensors there are.
+        flat = reduce(torch.cat([t.reshape(-1) for t in means]))
+        split = torch.split(flat, [t.numel() for t in means])
+        means = [part.view_as(t) for part, t in zip(split, means, strict=True)]
+    parts = iter(means)
     theta = {name: next(parts) for name in first.theta}
     accumulators = {
         kind: {name: next(parts) for name in tensors}

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from lightning_evolve.sweeps import Trial
+    from lightning_evolve.sweeps import Metric, Trial
 
 _STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
 
@@ -34,27 +34,31 @@ def ranked(trials: Sequence[Trial], goal: Literal["minimize", "maximize"]) -> li
     return sorted(trials, key=place)
 
 
-def sweep_table(trials: Sequence[Trial], names: Sequence[str], metric: str) -> Table:
+def sweep_table(trials: Sequence[Trial], names: Sequence[str], metric: Metric) -> Table:
     """Makes the table.
 
     Args:
         trials: in the order of the rows.
         names: the parameters to show: those that vary.
-        metric: name of the objective.
+        metric: the objective; trials that run show the best so far.
     """
+    from lightning_evolve.sweeps.objective import over_seeds
+
     table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("run", no_wrap=True)
     for short in shortened(names):
-        table.add_column(short, justify="right")
+        table.add_column(short, justify="right", overflow="fold")
     table.add_column("state", no_wrap=True)
-    table.add_column(f"best {metric}", justify="right", no_wrap=True)
+    table.add_column(f"best {metric.name}", justify="right", no_wrap=True)
     table.add_column("seconds", justify="right", no_wrap=True)
     for trial in trials:
+        running = trial.state == "running"
+        objective = over_seeds(trial.history, metric.goal) if running else trial.objective
         table.add_row(
             run_name(trial),
             *(cell(trial.parameters[name]) for name in names),
             Text(trial.state, style=_STYLES[trial.state]),
-            "-" if trial.objective is None else f"{trial.objective:.4f}",
+            "-" if objective is None else f"{objective:.4f}",
             f"{trial.seconds:.0f}" if trial.seconds else "-",
         )
     return table

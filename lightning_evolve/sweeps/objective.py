@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+Goal = Literal["minimize", "maximize"]
+
 
 def logged(run: Path, name: str) -> list[float] | None:
     """Returns a metric at each of its loggings so far.
@@ -30,7 +32,7 @@ def logged(run: Path, name: str) -> list[float] | None:
     return [float(row[name]) for row in reader if row[name]]
 
 
-def best(values: Sequence[float], goal: Literal["minimize", "maximize"]) -> float | None:
+def best(values: Sequence[float], goal: Goal) -> float | None:
     """Returns the best of the finite values, None if there is none.
 
     Example:
@@ -41,3 +43,22 @@ def best(values: Sequence[float], goal: Literal["minimize", "maximize"]) -> floa
     if not finite:
         return None
     return min(finite) if goal == "minimize" else max(finite)
+
+
+def over_seeds(history: Sequence[Sequence[float]], goal: Goal) -> float | None:
+    """Returns the mean of each seed's best value.
+
+    Args:
+        history: by seed, the values so far; seeds without any are left out.
+        goal: what is better.
+
+    Returns:
+        The mean; None without any value, or where a seed has never reached a finite one.
+
+    Example:
+        >>> over_seeds([[1.0, 3.0], [5.0], []], "maximize")
+        4.0
+    """
+    bests = [best(values, goal) for values in history if values]
+    known = [value for value in bests if value is not None]
+    return sum(known) / len(known) if len(known) == len(bests) > 0 else None

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from lightning_evolve.sweeps.devices import cuda_devices
 from lightning_evolve.sweeps.journal import Journal
-from lightning_evolve.sweeps.objective import best, logged
+from lightning_evolve.sweeps.objective import logged, over_seeds
 from lightning_evolve.sweeps.search import Search
 from lightning_evolve.sweeps.specification import Sweep
 from lightning_evolve.sweeps.trials import Trial
@@ -128,8 +128,6 @@ class Runner:
     def _restore(self) -> None:
         """Queues what an earlier call has left undone, processes that still train first."""
         for trial in self._journal.trials:
-            if trial.state in ("finished", "stopped"):
-                continue
             if trial.state == "running":
                 # A run that ended between two entries of the journal.
                 for index in self._missing(trial):
@@ -316,11 +314,7 @@ class Runner:
         if any(run.trial is trial for run in self._active):
             return
         if trial.state != "failed":
-            goal = self._sweep.metric.goal
-            bests = [best(values, goal) for values in trial.history if values]
-            known = [value for value in bests if value is not None]
-            # A seed that has diverged leaves no mean.
-            trial.objective = sum(known) / len(known) if len(known) == len(bests) > 0 else None
+            trial.objective = over_seeds(trial.history, self._sweep.metric.goal)
         self._journal.save()
         self._display.ended(trial)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from lightning_evolve.reports import print_results
 from lightning_evolve.reports.heat_map import plot_heat_map
 from lightning_evolve.reports.sweep_table import ranked, sweep_table
-from lightning_evolve.sweeps import Distribution, Trial
+from lightning_evolve.sweeps import Distribution, Metric, Trial
 
 RATES = {
     "model.init_args.alpha": Distribution("log_uniform_values", {"min": 0.001, "max": 1.0}),
@@ -71,7 +71,9 @@ def test_ranks_go_by_the_goal() -> None:
 
 def test_the_table_of_a_sweep() -> None:
     console = Console(file=io.StringIO(), width=80)
-    table = sweep_table(ranked(TRIALS, "maximize"), list(RATES), "val/reward")
+    TRIALS[7].history = [[-3.0, -2.0, -2.5]]
+    metric = Metric("val/reward", "maximize")
+    table = sweep_table(ranked(TRIALS, "maximize"), list(RATES), metric)
     console.print(table)
     lines = console.file.getvalue().splitlines()
     assert ["run", "alpha", "beta", "state", "best", "val/reward", "seconds"] in [
@@ -80,6 +82,7 @@ def test_the_table_of_a_sweep() -> None:
     rows = [line.split() for line in lines if line.startswith(" run-")]
     assert rows[0] == ["run-001", "0.1", "1", "finished", "-0.5000", "-"]
     assert rows[-1][3:] == ["failed", "-", "-"]
+    assert rows[-2][3:] == ["running", "-2.0000", "-"], "the best so far"
 
 
 def test_a_heat_map(tmp_path: Path, drawn: dict[str, list[Any]]) -> None:
