@@ -70,9 +70,7 @@ def adaptation_curves(
                 out = logits(learner, adapted.theta, task.query)
                 loss.append(functional.cross_entropy(out, labels))
                 accuracy.append((out.argmax(dim=-1) == labels).to(out.dtype).mean())
-        scores.append(
-            multiclass_f1_score(out, labels, num_classes=out.shape[-1], average="macro")
-        )
+        scores.append(multiclass_f1_score(out, labels, num_classes=out.shape[-1], average="macro"))
         losses.append(torch.stack(loss))
         accuracies.append(torch.stack(accuracy))
         if persistent:
