@@ -1,7 +1,12 @@
-"""compile: true gives the same numbers, and is refused where it cannot."""
+"""compile: true gives the same numbers, and is refused where it cannot.
+
+``EXHAUSTIVE=1 pytest tests/modules/test_compile.py`` takes every estimator, precision and learner:
+minutes of compiling, for which the suite has no time.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import sysconfig
 import warnings
@@ -25,6 +30,9 @@ from tests.modules.small import FlatPixels, Keep, difference, module, stream, tr
 
 TEXT, FEATURES = DataSpec(2, vocab_size=11), DataSpec(2, shape=(5,))
 HEAD = partial(Head, hidden_size=4)
+exhaustive = pytest.mark.skipif(
+    "EXHAUSTIVE" not in os.environ, reason="compiles for minutes; set EXHAUSTIVE=1 to run it"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +67,18 @@ def graphs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
-@pytest.mark.parametrize("estimator", [FirstOrder(), EvolutionStrategies()])
+@pytest.mark.parametrize(
+    ("estimator", "precision"),
+    [
+        (FirstOrder(), "32-true"),
+        pytest.param(EvolutionStrategies(), "32-true", marks=exhaustive),
+        *(
+            pytest.param(estimator, precision, marks=exhaustive)
+            for estimator in (FirstOrder(), EvolutionStrategies())
+            for precision in ("64-true", "bf16-mixed")
+        ),
+    ],
+)
 def test_the_numbers_are_the_same(tmp_path, estimator, precision):
     """Training, validation, phi, the persistent theta and the rule's state."""
     options = dict(estimator=estimator, theta="persistent", precision=precision)
@@ -177,7 +195,9 @@ def test_a_learner_that_gains_nothing_is_named():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cnn", "bert", "lstm"])
+@pytest.mark.parametrize(
+    "name", ["lstm", *(pytest.param(name, marks=exhaustive) for name in ("cnn", "bert"))]
+)
 @pytest.mark.filterwarnings("ignore:compile. true does next to nothing")
 def test_every_learner_gives_the_same_gradients(name):
     tiny = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
