@@ -12,7 +12,7 @@ the Hessian (``"first_order"``, Finn et al. 2017, section 5.2), or just computed
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -37,6 +37,18 @@ class Adapted(NamedTuple):
 
     theta: Tensors
     state: State
+
+
+class Pull(NamedTuple):
+    r"""A proximal term :math:`\frac{\lambda}{2} \|\theta - \theta_0\|^2` of the support loss.
+
+    Args:
+        damping: its strength lambda, above 0.
+        anchor: theta_0, which theta is pulled back to.
+    """
+
+    damping: float
+    anchor: Tensors
 
 
 def logits(learner: Learner, theta: Tensors, batch: Batch, *, second_order: bool = False) -> Tensor:
@@ -66,6 +78,7 @@ def inner_steps(
     alpha: float,
     steps: range,
     graph: Graph = "none",
+    pull: Pull | None = None,
 ) -> Iterator[Adapted]:
     """Yields theta and the rule's state after each inner step on a task's support set.
 
@@ -78,6 +91,7 @@ def inner_steps(
         steps: numbers of the inner steps to take, such as ``range(K)``.
         graph: whether, and how completely, the result remembers how it depends on phi and
             theta_0.
+        pull: a proximal term, whose gradient is added to that of the support loss.
 
     Yields:
         The learner after each step.
@@ -95,7 +109,12 @@ def inner_steps(
             gradients = torch.autograd.grad(
                 loss, list(at.values()), create_graph=second_order, materialize_grads=True
             )
-        with torch.set_grad_enabled(graph != "none"):
+        # Autocast is for the learner: a rule's network computes in the precision of theta.
+        full = torch.autocast(loss.device.type, enabled=False)
+        with torch.set_grad_enabled(graph != "none"), full:
+            if pull:
+                away = torch._foreach_sub(list(theta.values()), list(pull.anchor.values()))
+                gradients = torch._foreach_add(gradients, away, alpha=pull.damping)
             grads = dict(zip(theta, gradients, strict=True))
             direction, state = meta_learner(grads, theta, state)
             moved = torch._foreach_add(list(theta.values()), list(direction.values()), alpha=alpha)
@@ -161,3 +180,25 @@ def detached_state(state: State) -> State:
     return State(
         state.step, {kind: detached(values) for kind, values in state.accumulators.items()}
     )
+
+
+def tensors_of(adapted: Adapted) -> list[Tensor]:
+    """Returns theta's tensors and then those of the rule's state, in a fixed order."""
+    state = adapted.state.accumulators.values()
+    return [*adapted.theta.values(), *(t for values in state for t in values.values())]
+
+
+def with_tensors(adapted: Adapted, tensors: Iterable[Tensor]) -> Adapted:
+    """Returns a learner of the same names and step with other tensors.
+
+    Args:
+        adapted: gives the names and the step.
+        tensors: in the order of :func:`tensors_of`.
+    """
+    rest = iter(tensors)
+    theta = {name: next(rest) for name in adapted.theta}
+    accumulators = {
+        kind: {name: next(rest) for name in values}
+        for kind, values in adapted.state.accumulators.items()
+    }
+    return Adapted(theta, State(adapted.state.step, accumulators))

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+from lightning_evolve.errors import UsageError
+
+if TYPE_CHECKING:
+    import torchmetrics  # takes seconds to import, which only those who name a metric need
 
 
 class Reward:
@@ -32,7 +41,6 @@ class NegativeLoss(Reward):
     """Minus the cross-entropy in nats: the reward with a gradient.
 
     Example:
-        >>> import torch
         >>> NegativeLoss()(torch.zeros(1, 2), torch.tensor([0]))
         tensor(-0.6931)
     """
@@ -48,7 +56,6 @@ class Accuracy(Reward):
     """The share of rows whose largest logit is the label's: a reward without a gradient.
 
     Example:
-        >>> import torch
         >>> Accuracy()(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))
         tensor(0.5000)
     """
@@ -56,3 +63,90 @@ class Accuracy(Reward):
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See :class:`Reward`."""
         return (logits.argmax(dim=-1) == labels).to(logits.dtype).mean()
+
+
+class MacroF1(Reward):
+    """The F1 score of each class, averaged over the classes that occur: without a gradient.
+
+    Example:
+        >>> MacroF1()(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))
+        tensor(0.3333)
+    """
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See :class:`Reward`."""
+        from torchmetrics.functional.classification import multiclass_f1_score
+
+        score = multiclass_f1_score(logits, labels, logits.shape[-1], average="macro")
+        return score.to(logits.dtype)
+
+
+class Metric(Reward):
+    """Any metric of torchmetrics that takes logits and labels, such as Cohen's kappa.
+
+    Args:
+        metric: such as ``{class_path: torchmetrics.classification.MulticlassCohenKappa,
+            init_args: {num_classes: 5}}``. One of which lower is better, such as a calibration
+            error, counts as its negative.
+
+    Raises:
+        UsageError: if the metric is neither better when higher nor when lower.
+
+    Example:
+        >>> from torchmetrics.classification import MulticlassHammingDistance
+        >>> reward = Metric(MulticlassHammingDistance(num_classes=2, average="micro"))
+        >>> reward(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))
+        tensor(-0.5000)
+    """
+
+    def __init__(self, metric: torchmetrics.Metric) -> None:
+        self.metric = metric
+        if metric.higher_is_better is None:
+            raise UsageError(
+                f"reward: {type(metric).__name__} is neither better when it is higher nor when it "
+                "is lower; name a metric that is a score, such as MulticlassCohenKappa"
+            )
+        # A task is scored where it is played: other processes are playing other tasks.
+        metric.sync_on_compute = False
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See :class:`Reward`."""
+        metric = self.metric.to(logits.device)
+        metric.reset()
+        metric.update(logits.detach(), labels)
+        score = _scalar(metric.compute(), logits, type(metric).__name__)
+        return score if metric.higher_is_better else -score
+
+
+class Function(Reward):
+    """Any function of logits and labels, such as the profit of the decisions that follow.
+
+    Args:
+        function: of logits ``[rows, num_classes]`` and labels ``[rows]``, int64; its result is one
+            number, higher is better. In YAML its import path, such as ``mypackage.rewards.profit``.
+
+    Example:
+        >>> reward = Function(lambda logits, labels: float(len(labels)))
+        >>> reward(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
+        tensor(3.)
+    """
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Any]) -> None:
+        self.function = function
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See :class:`Reward`."""
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        return _scalar(self.function(logits.detach(), labels), logits, name)
+
+
+def _scalar(value: Any, logits: Tensor, name: str) -> Tensor:
+    """One finite number as a scalar like the logits; else an outer step would spoil all of phi."""
+    score = torch.as_tensor(value, dtype=logits.dtype, device=logits.device).detach()
+    if score.numel() != 1 or not torch.isfinite(score).all():
+        shown = value if score.numel() == 1 else f"a tensor of shape {tuple(score.shape)}"
+        raise UsageError(
+            f"reward: {name} gave {shown}, and a reward is one finite number; "
+            "name another, or average and bound it in a function of your own"
+        )
+    return score.reshape(())

@@ -42,12 +42,15 @@ class Task(NamedTuple):
         index: position in the stream over all ranks; whatever is random about a task is a
             function of the seed and this number.
         name: what a person calls the task, such as its classes.
+        share: this process's part of the work on the task, from 0, and into how many parts it is
+            divided; only estimators that play a population divide it.
     """
 
     support: tuple[Batch, ...]
     query: Batch
     index: int = 0  # type: ignore[assignment]  # hides tuple.index, which nobody wants here
     name: str = ""
+    share: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)

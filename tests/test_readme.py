@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightning_evolve.cli import main
 
@@ -109,9 +110,13 @@ def test_what_no_test_can_run_is_a_cluster_and_a_server():
 
 
 @pytest.mark.slow
-def test_the_python_program_runs(tmp_path, monkeypatch):
+def test_the_python_programs_run(tmp_path, monkeypatch):
+    """One after the other, as the second one goes on from the first."""
     monkeypatch.chdir(tmp_path)
-    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
-    exec(program, names)
+    for program in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(program, names)
     assert names["trainer"].global_step == 20
+    learned = names["module"].meta_learner.log_gains
+    assert torch.equal(names["optimizer"].rule.log_gains, learned)
+    assert learned.abs().max() > 0

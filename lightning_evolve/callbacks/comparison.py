@@ -20,6 +20,7 @@ from lightning_evolve.evaluation.ordinary import Point, Trained, compare_on_rows
 from lightning_evolve.evaluation.rivals import RIVALS
 from lightning_evolve.evaluation.statistics import interval
 from lightning_evolve.inner_loop import detached
+from lightning_evolve.learners.base import Learner
 from lightning_evolve.modules import Classifier, EvolvingClassifier
 from lightning_evolve.modules.building import adapting, build
 from lightning_evolve.reports.files import free, write_json
@@ -38,8 +39,8 @@ class Comparison(L.Callback):
     """Measures the best state of a run on held-out tasks and writes the table and the plot.
 
     Args:
-        rivals: which of sgd, adam, adam_groups and adamw to tune and run; all if not given, and
-            an empty list for none: ours and the floor alone, as in a sweep.
+        rivals: which of sgd, adam, adam_groups, adamw and muon to tune and run; all if not given,
+            and an empty list for none: ours and the floor alone, as in a sweep.
         tuning_tasks: meta-training tasks that the rivals' rates are tuned on.
         points: rates of each grid, at least 7.
         enabled: whether there is a table at all.
@@ -143,6 +144,7 @@ class Comparison(L.Callback):
         if quick:
             steps, measured = 1, (1,)
         initial = _initial(module)
+        held = len(module.learned_init()) > len(module.theta())
         comparison = compare_on_tasks(
             module.learner,
             module.meta_learner,
@@ -156,8 +158,10 @@ class Comparison(L.Callback):
             floor_features=stream.floor_features,
             rivals=self.rivals,
             rival_theta=initial,
+            rival_learner=_initial_learner(module) if held else None,
             points=self.points,
             persistent=module.persistent,
+            damping=module.estimator.damping,
             progress=say,
         )
         results = {
@@ -231,11 +235,16 @@ def _placed(trainer: L.Trainer, data: Any) -> Any:
 
 
 def _initial(module: EvolvingClassifier | Classifier) -> Tensors:
-    """The theta that the run began from, built again: the learner is a function of the seed."""
+    """The theta that the run began from."""
+    initial = adapting(_initial_learner(module), module.adapt or ["all"])
+    return detached({name: initial[name].to(p) for name, p in module.theta().items()})
+
+
+def _initial_learner(module: EvolvingClassifier | Classifier) -> Learner:
+    """The learner that the run began with, built again: it is a function of the seed."""
     assert module.spec is not None, "the model is built by now"
     learner = build(module.learner_factory, module.spec, module.seed)
-    initial = adapting(learner, module.adapt or ["all"])
-    return detached({name: initial[name].to(p) for name, p in module.theta().items()})
+    return learner.requires_grad_(False).to(module.device)
 
 
 def _settings(module: L.LightningModule, stream: Any) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from lightning_evolve.inner_loop import Adapted, Graph, inner_steps
+from lightning_evolve.errors import UsageError
+from lightning_evolve.estimators.memory import Memory
+from lightning_evolve.inner_loop import Adapted, Graph, Pull, inner_steps
 from lightning_evolve.learners.base import Learner
 from lightning_evolve.meta_learners.base import MetaLearner
 from lightning_evolve.rewards import Reward
@@ -31,6 +33,8 @@ class Episode(NamedTuple):
         seed: what is random is a function of this number and ``task.index``.
         carries_on: whether theta goes on from where the episode ends (persistent theta), so that
             ``Estimate.adapted`` has to be that of phi itself.
+        damping: strength of a proximal term that pulls theta back to ``start.theta``, 0 for none.
+        memory: what the estimate before this one, on the same task, has left.
     """
 
     learner: Learner
@@ -43,6 +47,8 @@ class Episode(NamedTuple):
     measured: tuple[int, ...]
     seed: int = 0
     carries_on: bool = False
+    damping: float = 0.0
+    memory: Memory | None = None
 
     def walk(
         self, begin: Adapted, steps: range, graph: Graph = "none"
@@ -62,8 +68,14 @@ class Episode(NamedTuple):
             alpha=self.alpha,
             steps=steps,
             graph=graph,
+            pull=Pull(self.damping, self.start.theta) if self.damping else None,
         )
         yield from enumerate(walk, start=steps.start + 1)
+
+    def learned_held(self) -> Tensors:
+        """Returns the learned parameters of the learner that do not adapt; empty but in ANIL."""
+        held = self.learner.named_parameters()
+        return {n: p for n, p in held if p.requires_grad and n not in self.start.theta}
 
     def learned_theta(self) -> Tensors:
         """Returns the tensors of the initial theta that are learned; empty where it is not."""
@@ -79,6 +91,7 @@ class Estimate(NamedTuple):
         reward: the episode's mean reward, a scalar.
         logits: predictions on the query set after the last step, ``[rows, num_classes]``.
         adapted: the learner after the last step, without a graph.
+        memory: what the next estimate needs where the task is not at its end, else None.
     """
 
     phi: Tensors
@@ -86,6 +99,7 @@ class Estimate(NamedTuple):
     reward: Tensor
     logits: Tensor
     adapted: Adapted
+    memory: Memory | None = None
 
 
 class Estimator:
@@ -93,9 +107,15 @@ class Estimator:
 
     Attributes:
         second_order: whether it differentiates through the gradients of the inner steps.
+        learns_held: whether it can learn parameters of the learner that do not adapt.
+        remembers: whether an episode takes several estimates, with a :class:`Memory` in between.
+        damping: strength of the proximal term that it adds to the inner loop, 0 for none.
     """
 
     second_order: ClassVar[bool] = False
+    learns_held: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
+    damping: float = 0.0
 
     def __call__(self, episode: Episode) -> Estimate:
         """Plays an episode and estimates the gradient."""
@@ -116,6 +136,62 @@ class Estimator:
             UsageError: with a sentence that names what would serve instead.
         """
         raise NotImplementedError
+
+    def check_rule(self, meta_learner: MetaLearner) -> None:
+        """Refuses rules that this estimator can't learn; by default it takes all.
+
+        Args:
+            meta_learner: the update rule, once it is built.
+
+        Raises:
+            UsageError: with a sentence that names what would serve instead.
+        """
+
+    def check_share(self, parts: int) -> None:
+        """Refuses to share one task's work among processes, as is the default.
+
+        An estimator that can plays ``task.share`` of it, such that the mean over the processes is
+        the estimate of one that plays all.
+
+        Args:
+            parts: processes a task, at least 2.
+
+        Raises:
+            UsageError: with a sentence that says what to give instead.
+        """
+        raise UsageError(
+            f"{type(self).__name__} cannot share a task among {parts} processes; give {parts} "
+            "times the --data.tasks_per_step, or the estimator EvolutionStrategies with "
+            f"{parts} pairs"
+        )
+
+    def check_room(self, episode: Episode) -> None:
+        """Refuses an episode that the machine has no room for; by default none.
+
+        Args:
+            episode: the first one of a run.
+
+        Raises:
+            UsageError: with a sentence that names the room needed, and what needs less.
+        """
+
+
+def refuse_phi(estimator: Estimator, meta_learner: MetaLearner) -> None:
+    """Refuses a rule with a phi, which an estimator of the initial theta alone would never move.
+
+    Args:
+        estimator: which one.
+        meta_learner: the update rule.
+
+    Raises:
+        UsageError: if the rule has something to learn.
+    """
+    if meta_learner.phi():
+        raise UsageError(
+            f"{type(estimator).__name__} learns the initial theta alone, and the phi of "
+            f"{type(meta_learner).__name__} would never move; use a rule without phi such as SGD "
+            "or Adam, or the estimator Unrolled"
+        )
 
 
 def windows(steps: int, truncation: int) -> Iterator[range]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +9,8 @@ from torch import Tensor
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.estimators.base import Episode, Estimate, Estimator
-from lightning_evolve.inner_loop import Adapted, logits
+from lightning_evolve.estimators.perturbation import gaussian, generator, perturbed, play
 from lightning_evolve.rewards import Reward
-from lightning_evolve.tasks import Tensors
 
 
 def evolution_strategies(episode: Episode, *, sigma: float = 0.1, pairs: int = 1) -> Estimate:
@@ -26,82 +23,50 @@ def evolution_strategies(episode: Episode, *, sigma: float = 0.1, pairs: int = 1
 
     Rewards need no gradient, memory does not grow with K, and chaotic inner dynamics are smoothed
     (Metz et al. 2019). Both runs of a pair play the same task from the same theta, so what they
-    share cancels. The noise is a function of the seed and the task's index: any number of
-    processes draws the same.
+    share cancels. The noise is a function of the seed, the task's index and the pair's number: any
+    number of processes draws the same, and those that share a task exchange no noise.
 
     Args:
         episode: what to play.
         sigma: standard deviation of the perturbation, in units of phi.
-        pairs: antithetic pairs n.
+        pairs: antithetic pairs n, over all processes that share the task.
 
     Returns:
-        The estimate by phi, with the mean reward of all runs. ``logits`` and ``adapted`` are
-        those of phi itself where theta carries on, which takes one more run, else those of the
-        last perturbed run.
+        The estimate by phi from this process's pairs, with the mean reward of their runs.
+        ``logits`` and ``adapted`` are those of phi itself where theta carries on, which takes one
+        more run, else those of the last perturbed run.
     """
     phi = episode.meta_learner.phi()
-    # Drawn on the CPU, so that the same numbers come out on every device.
-    noise = torch.Generator().manual_seed(_mix(episode.seed, episode.task.index))
+    noise = generator(episode.seed, episode.task.index)
+    part, parts = episode.task.share
     totals = {name: torch.zeros_like(p) for name, p in phi.items()}
     rewards: list[Tensor] = []
-    for _ in range(pairs):
-        epsilon = {
-            n: torch.randn(p.shape, generator=noise, dtype=torch.float64).to(p)
-            for n, p in phi.items()
-        }
+    for pair in range(pairs):
+        epsilon = gaussian(phi, noise)  # drawn for every pair, so that each has noise of its own
+        if pair % parts != part:
+            continue
         scores = []
         for sign in (1.0, -1.0):
-            with _perturbed(phi, epsilon, sign * sigma):
-                score, final, adapted = _play(episode)
+            with perturbed(phi, epsilon, sign * sigma):
+                score, final, adapted = play(episode)
             scores.append(score)
-        slope = (scores[0] - scores[1]) / (2 * sigma * pairs)
+        slope = (scores[0] - scores[1]) / (2 * sigma * pairs / parts)
         for name, total in totals.items():
             total += slope * epsilon[name]
         rewards += scores
     if episode.carries_on:
-        _, final, adapted = _play(episode)
+        _, final, adapted = play(episode)
     return Estimate(
         phi=totals, theta={}, reward=torch.stack(rewards).mean(), logits=final, adapted=adapted
     )
 
 
-@torch.no_grad()
-def _play(episode: Episode) -> tuple[Tensor, Tensor, Adapted]:
-    """One run without a graph: mean reward, last logits, last theta."""
-    query, rewards = episode.task.query, []
-    for k, adapted in episode.walk(episode.start, range(episode.steps)):
-        if k in episode.measured:
-            predictions = logits(episode.learner, adapted.theta, query)
-            rewards.append(episode.reward(predictions, query.labels))
-    return torch.stack(rewards).mean(), predictions, adapted
-
-
-@contextmanager
-def _perturbed(phi: Tensors, epsilon: Tensors, scale: float) -> Iterator[None]:
-    """Moves phi by scale * epsilon, and puts back the very same numbers."""
-    saved = {name: p.detach().clone() for name, p in phi.items()}
-    try:
-        with torch.no_grad():
-            for name, p in phi.items():
-                p.add_(epsilon[name], alpha=scale)
-        yield
-    finally:
-        with torch.no_grad():
-            for name, p in phi.items():
-                p.copy_(saved[name])
-
-
-def _mix(seed: int, index: int) -> int:
-    """A 63-bit seed from two numbers, so that neighbouring tasks share no noise (SplitMix64)."""
-    z = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
-    return (z ^ (z >> 31)) >> 1
-
-
 @dataclass(frozen=True)
 class EvolutionStrategies(Estimator):
     """Antithetic evolution strategies over the full horizon; serves every reward.
+
+    Where there are more processes than tasks in an outer step, several play the same task, each
+    its share of the pairs.
 
     Args:
         sigma: standard deviation of the perturbation of phi; rules here are built so that 0.1
@@ -134,4 +99,12 @@ class EvolutionStrategies(Estimator):
             raise UsageError(
                 "EvolutionStrategies cannot learn the initial theta: the noise of its estimate "
                 "grows with the number of parameters; use Unrolled or FirstOrder"
+            )
+
+    def check_share(self, parts: int) -> None:
+        """See :meth:`Estimator.check_share`."""
+        if self.pairs % parts:
+            raise UsageError(
+                f"pairs is {self.pairs} and {parts} processes share each task, which must all get "
+                f"as many: give pairs as a multiple of {parts}, or {parts} times the tasks_per_step"
             )

@@ -9,7 +9,7 @@ from lightning_evolve.estimators.base import Episode, Estimate
 from lightning_evolve.estimators.unrolled import Unrolled, unrolled
 
 
-def first_order(episode: Episode, *, truncation: int = 0) -> Estimate:
+def first_order(episode: Episode, *, truncation: int = 0, checkpoint: int = 0) -> Estimate:
     r"""Differentiates the reward by phi with each support gradient held constant.
 
     Drops the term with the Hessian of the support loss from
@@ -19,11 +19,12 @@ def first_order(episode: Episode, *, truncation: int = 0) -> Estimate:
     Args:
         episode: what to play.
         truncation: inner steps that the gradient flows through, 0 for all.
+        checkpoint: as in :func:`unrolled`.
 
     Returns:
         The approximate gradient by phi and, where asked, by the initial theta.
     """
-    return unrolled(episode, truncation=truncation, graph="first_order")
+    return unrolled(episode, truncation=truncation, checkpoint=checkpoint, graph="first_order")
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,14 @@ class FirstOrder(Unrolled):
 
     Args:
         truncation: inner steps that the gradient flows through, 0 for all K.
+        checkpoint: as in :class:`Unrolled`.
 
     Raises:
-        UsageError: if ``truncation`` is negative.
+        UsageError: if either is negative.
     """
 
     second_order: ClassVar[bool] = False
 
     def __call__(self, episode: Episode) -> Estimate:
         """See :func:`first_order`."""
-        return first_order(episode, truncation=self.truncation)
+        return first_order(episode, truncation=self.truncation, checkpoint=self.checkpoint)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,17 +16,22 @@ from lightning_evolve.estimators.base import (
     Estimator,
     windows,
 )
+from lightning_evolve.estimators.room import graph_bytes, machine_bytes
 from lightning_evolve.inner_loop import (
     Adapted,
     Graph,
     detached,
     detached_state,
     logits,
+    tensors_of,
+    with_tensors,
 )
 from lightning_evolve.rewards import Reward
 
 
-def unrolled(episode: Episode, *, truncation: int = 0, graph: Graph = "full") -> Estimate:
+def unrolled(
+    episode: Episode, *, truncation: int = 0, checkpoint: int = 0, graph: Graph = "full"
+) -> Estimate:
     r"""Differentiates the reward through the inner steps (Maclaurin et al. 2015; Finn et al. 2017).
 
     .. math::
@@ -37,46 +43,138 @@ def unrolled(episode: Episode, *, truncation: int = 0, graph: Graph = "full") ->
     loss. With a truncation, theta and the rule's state are cut from the graph every so many
     steps, and the memory of a window is given back before the next one begins.
 
+    With ``checkpoint``, theta and the rule's state are kept at the ends of segments of so many
+    steps, and the graph of one segment at a time is made, by playing it once more (Griewank and
+    Walther 2000; Chen et al. 2016): the same numbers bit for bit for K/checkpoint copies of theta
+    and its state and the graph of ``checkpoint`` steps.
+
     Args:
         episode: what to play.
         truncation: inner steps that the gradient flows through, 0 for all.
+        checkpoint: inner steps of a segment, 0 to keep the graph of all.
         graph: ``"full"`` for the exact gradient, ``"first_order"`` to drop the Hessian.
 
     Returns:
         The gradient of the reward by phi and, where asked, by the initial theta.
     """
-    phi, initial = episode.meta_learner.phi(), episode.learned_theta()
+    phi = episode.meta_learner.phi()
+    initial = {**episode.learned_theta(), **episode.learned_held()}
     sources = [*phi.values(), *initial.values()]
     totals = [torch.zeros_like(source) for source in sources]
     rewards: list[Tensor] = []
-    query, adapted = episode.task.query, episode.start
-    final = None
+    adapted, final = episode.start, None
     with torch.enable_grad():
         for window in windows(episode.steps, truncation):
             if window.start > 0 or not initial:
-                adapted = Adapted(
-                    detached(adapted.theta, requires_grad=graph == "full"),
-                    detached_state(adapted.state),
-                )
-            objective: list[Tensor] = []
-            walk = episode.walk(adapted, window, graph)
-            for k, adapted in walk:
-                if k in episode.measured:
-                    final = logits(episode.learner, adapted.theta, query)
-                    objective.append(episode.reward(final, query.labels))
-            if objective:
-                total = torch.stack(objective).sum() / len(episode.measured)
-                rewards.append(total.detach())
-                if sources:
-                    gradients = torch.autograd.grad(total, sources, materialize_grads=True)
-                    totals = list(torch._foreach_add(totals, gradients))
+                adapted = _cut(adapted, graph)
+            played = _differentiate(episode, adapted, window, checkpoint, graph, sources)
+            adapted = played.adapted
+            final = played.logits if played.logits is not None else final
+            rewards += played.rewards
+            totals = [
+                total if gradient is None else total + gradient
+                for total, gradient in zip(totals, played.gradients, strict=True)
+            ]
     assert final is not None, "the last step is always measured"
     return Estimate(
         phi=dict(zip(phi, totals, strict=False)),
         theta=dict(zip(initial, totals[len(phi) :], strict=True)),
-        reward=torch.stack(rewards).sum(),
-        logits=final.detach(),
-        adapted=Adapted(detached(adapted.theta), detached_state(adapted.state)),
+        reward=torch.stack(rewards).mean(),
+        logits=final,
+        adapted=adapted,
+    )
+
+
+class _Played(NamedTuple):
+    """Some inner steps: the learner after them, the last logits, rewards, gradients by sources."""
+
+    adapted: Adapted
+    logits: Tensor | None
+    rewards: list[Tensor]
+    gradients: list[Tensor | None]
+
+
+def _differentiate(
+    episode: Episode,
+    start: Adapted,
+    window: range,
+    checkpoint: int,
+    graph: Graph,
+    sources: list[Tensor],
+) -> _Played:
+    """Plays a window, and differentiates its rewards from the last segment to the first."""
+    length = checkpoint or len(window)
+    segments = [window[i : i + length] for i in range(0, len(window), length)]
+    starts = [start]
+    for segment in segments[:-1]:
+        starts.append(_without_graph(episode, starts[-1], segment, graph))
+    gradients: list[Tensor | None] = [None] * len(sources)
+    by_end: list[Tensor | None] = []
+    rewards: list[Tensor] = []
+    adapted = final = None
+    for segment in reversed(segments):
+        begin = starts.pop()
+        inputs = tensors_of(begin) if starts else []
+        end, out, scored = _play(episode, begin, segment, graph)
+        if adapted is None:
+            adapted = _cut(end, "none")
+        final = out.detach() if final is None and out is not None else final
+        rewards = [reward.detach() for reward in scored] + rewards
+        objective = [torch.stack(scored).sum() / len(episode.measured)] if scored else []
+        # What later segments give to a source is where this one's sum begins, so that it is added
+        # up over steps as in the whole graph: the order decides a floating-point sum.
+        outputs = [*objective, *(tensors_of(end) if by_end else []), *sources]
+        by_output = [*(torch.ones_like(o) for o in objective), *by_end, *gradients]
+        reached = [
+            (output, by)
+            for output, by in zip(outputs, by_output, strict=True)
+            if by is not None and output.requires_grad
+        ]
+        if reached and sources:
+            found = torch.autograd.grad(
+                [output for output, _ in reached],
+                [*sources, *(t for t in inputs if t.requires_grad)],
+                [by for _, by in reached],
+                allow_unused=True,
+            )
+            gradients, rest = list(found[: len(sources)]), iter(found[len(sources) :])
+            by_end = [next(rest) if t.requires_grad else None for t in inputs]
+        # Else the graph of this segment would live on beside that of the next.
+        del end, out, scored, objective, outputs, reached
+    assert adapted is not None, "a window has at least one step"
+    return _Played(adapted, final, rewards, gradients)
+
+
+def _play(
+    episode: Episode, begin: Adapted, steps: range, graph: Graph
+) -> tuple[Adapted, Tensor | None, list[Tensor]]:
+    """Takes inner steps with one graph: the end, the last logits measured, and all rewards."""
+    end, out, rewards = begin, None, []
+    for k, end in episode.walk(begin, steps, graph):
+        if k in episode.measured:
+            out = logits(episode.learner, end.theta, episode.task.query)
+            rewards.append(episode.reward(out, episode.task.query.labels))
+    return end, out, rewards
+
+
+def _without_graph(episode: Episode, begin: Adapted, steps: range, graph: Graph) -> Adapted:
+    """Takes the same inner steps and forgets the graph of each.
+
+    The graph is made all the same, and what would ask for a gradient does: without, some learners
+    and rules take other operations, whose numbers differ in the last digits.
+    """
+    end = begin
+    for k in steps:
+        ((_, end),) = episode.walk(end, range(k, k + 1), graph)
+        leaves = (t.detach().requires_grad_(t.requires_grad) for t in tensors_of(end))
+        end = with_tensors(end, leaves)
+    return end
+
+
+def _cut(adapted: Adapted, graph: Graph) -> Adapted:
+    """The same learner at the start of a graph of its own."""
+    return Adapted(
+        detached(adapted.theta, requires_grad=graph == "full"), detached_state(adapted.state)
     )
 
 
@@ -87,24 +185,34 @@ class Unrolled(Estimator):
     Args:
         truncation: inner steps that the gradient flows through, 0 for all K. Memory grows with
             it; a short one is blind to what pays off later (Wu et al. 2018).
+        checkpoint: inner steps between two checkpoints, 0 for none. The gradient is the same and
+            takes about 1.2 times as long; instead of the graph of all steps there is that of so
+            many at a time, and a copy of theta and the rule's state for each. From 1 to the root
+            of K is best.
 
     Raises:
-        UsageError: if ``truncation`` is negative.
+        UsageError: if either is negative.
     """
 
     truncation: int = 0
+    checkpoint: int = 0
     second_order: ClassVar[bool] = True
+    learns_held: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Checks the truncation's sign."""
+        """Checks the signs."""
         if self.truncation < 0:
             raise UsageError(
                 f"truncation is {self.truncation}; give 0 for all inner steps, or 1 to K"
             )
+        if self.checkpoint < 0:
+            raise UsageError(
+                f"checkpoint is {self.checkpoint}; give 0 for none, or the inner steps between two"
+            )
 
     def __call__(self, episode: Episode) -> Estimate:
         """See :func:`unrolled`."""
-        return unrolled(episode, truncation=self.truncation)
+        return unrolled(episode, truncation=self.truncation, checkpoint=self.checkpoint)
 
     def check(
         self, *, reward: Reward, steps: int, measured: tuple[int, ...], learn_init: bool
@@ -125,4 +233,25 @@ class Unrolled(Estimator):
                 f"a learned initial theta gets no gradient: truncation is {self.truncation} and "
                 f"the reward is first measured after step {min(measured)}; "
                 "raise truncation or measurements"
+            )
+        window = self.truncation or steps
+        if self.checkpoint >= window:
+            warnings.warn(
+                f"checkpoint is {self.checkpoint} and the gradient flows through {window} inner "
+                "steps: nothing is saved; give fewer, or 0",
+                stacklevel=2,
+            )
+
+    def check_room(self, episode: Episode) -> None:
+        """See :meth:`Estimator.check_room`."""
+        graph: Graph = "full" if self.second_order else "first_order"
+        window = min(self.truncation or episode.steps, episode.steps)
+        kept = min(self.checkpoint or window, window)
+        needed = kept * graph_bytes(episode, graph)
+        if (there := machine_bytes(episode)) and needed > there:
+            less = "fewer inner steps between checkpoints" if self.checkpoint else "checkpoint: 1"
+            raise UsageError(
+                f"the graph of {kept} inner steps needs about {needed / 2**30:.1f} GiB, and the "
+                f"device has {there / 2**30:.1f}; give the estimator {type(self).__name__} "
+                f"{less}, fewer --steps, or use EvolutionStrategies, which keeps no graph"
             )

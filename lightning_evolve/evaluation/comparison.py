@@ -45,8 +45,10 @@ def compare_on_tasks(
     floor_features: Callable[[Tensor], Any],
     rivals: Sequence[str] = RIVALS,
     rival_theta: Tensors | None = None,
+    rival_learner: Learner | None = None,
     points: int = 7,
     persistent: bool = False,
+    damping: float = 0.0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Measures the learned update and its rivals on the same held-out tasks.
@@ -66,17 +68,33 @@ def compare_on_tasks(
         floor_features: raw features of source rows.
         rivals: which of :data:`RIVALS` to tune and run.
         rival_theta: where the rivals begin, if not at ``theta`` (which may be learned).
+        rival_learner: what the rivals adapt, if what does not adapt in ``learner`` is learned too.
         points: size of the tuning grids.
         persistent: whether theta carries on from task to task.
+        damping: strength of our proximal term; the rivals have none.
         progress: told in words what is being done.
     """
     start = rival_theta or theta
 
     def curves(
-        rule: MetaLearner, begin: Tensors, rate: float, tasks: Sequence[Task], at: Any
+        rule: MetaLearner,
+        begin: Tensors,
+        rate: float,
+        tasks: Sequence[Task],
+        at: Any,
+        adapted: Learner = rival_learner or learner,
+        pull: float = 0.0,
     ) -> Curves:
         return adaptation_curves(
-            learner, rule, begin, tasks, alpha=rate, steps=steps, measured=at, persistent=persistent
+            adapted,
+            rule,
+            begin,
+            tasks,
+            alpha=rate,
+            steps=steps,
+            measured=at,
+            persistent=persistent,
+            damping=pull,
         )
 
     def tuning_loss(rule: MetaLearnerFactory, rate: float) -> float:
@@ -87,7 +105,7 @@ def compare_on_tasks(
     chosen = tuned_rivals(tuning_loss, learner, start, alpha, rivals, points)
     every = evenly(steps)
     progress("evolved on held-out tasks")
-    found = {"evolved": curves(evolved, theta, alpha, test, every)}
+    found = {"evolved": curves(evolved, theta, alpha, test, every, learner, damping)}
     settings: dict[str, dict[str, float]] = {"evolved": {"rate": alpha}}
     for name, rival in chosen.items():
         progress(f"{name} on held-out tasks")

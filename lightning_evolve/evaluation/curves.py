@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 from torchmetrics.functional.classification import multiclass_f1_score
 
-from lightning_evolve.inner_loop import Adapted, detached, inner_steps, logits
+from lightning_evolve.inner_loop import Adapted, Pull, detached, inner_steps, logits
 from lightning_evolve.learners.base import Learner
 from lightning_evolve.meta_learners.base import MetaLearner
 from lightning_evolve.tasks import Task, Tensors
@@ -43,6 +43,7 @@ def adaptation_curves(
     steps: int,
     measured: Sequence[int],
     persistent: bool = False,
+    damping: float = 0.0,
 ) -> Curves:
     """Adapts to each task and scores its query set along the way.
 
@@ -55,6 +56,7 @@ def adaptation_curves(
         steps: inner steps a task.
         measured: the steps after which the query set is scored, 0 and ``steps`` among them.
         persistent: whether theta and the rule's state carry on from task to task.
+        damping: strength of a proximal term that pulls theta back to where a task begins.
     """
     measured = tuple(sorted({0, *measured, steps}))
     losses, accuracies, scores = [], [], []
@@ -62,7 +64,10 @@ def adaptation_curves(
     for task in tasks:
         adapted, labels = start, task.query.labels
         loss, accuracy = [], []
-        walk = inner_steps(learner, meta_learner, start, task, alpha=alpha, steps=range(steps))
+        pull = Pull(damping, start.theta) if damping else None
+        walk = inner_steps(
+            learner, meta_learner, start, task, alpha=alpha, steps=range(steps), pull=pull
+        )
         for k in range(steps + 1):
             if k > 0:
                 adapted = next(walk)

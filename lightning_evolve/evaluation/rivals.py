@@ -9,10 +9,10 @@ from typing import NamedTuple
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evaluation.tuning import tune
 from lightning_evolve.learners.base import Learner
-from lightning_evolve.meta_learners import SGD, Adam, AdamW, MetaLearnerFactory
+from lightning_evolve.meta_learners import SGD, Adam, AdamW, MetaLearnerFactory, Muon
 from lightning_evolve.tasks import Tensors
 
-RIVALS = ("sgd", "adam", "adam_groups", "adamw")
+RIVALS = ("sgd", "adam", "adam_groups", "adamw", "muon")
 """Names of the rivals as they stand in ``results.json``."""
 
 
@@ -71,8 +71,8 @@ def tuned_rivals(
         loss: what a rule at a rate leads to on the tuning tasks.
         learner: the base classifier.
         theta: its adapting parameters.
-        centre: middle of the grids of Adam's kind, such as our own rate; plain SGD, whose gradient
-            is not normalised, is tuned around a hundred times that.
+        centre: middle of the grids, such as our own rate; plain SGD, whose gradient is not
+            normalised, is tuned around a hundred times that.
         names: which of :data:`RIVALS`.
         points: size of each grid.
 
@@ -84,7 +84,12 @@ def tuned_rivals(
         if name not in RIVALS:
             raise UsageError(f"rivals: {name!r} is none of {', '.join(RIVALS)}")
     rivals: dict[str, Rival] = {}
-    rules: dict[str, MetaLearnerFactory] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+    rules: dict[str, MetaLearnerFactory] = {
+        "sgd": SGD,
+        "adam": Adam,
+        "adamw": AdamW,
+        "muon": Muon,
+    }
     for name, rule in rules.items():
         if name in names or (name == "adam" and "adam_groups" in names):
             middle = 100 * centre if name == "sgd" else centre

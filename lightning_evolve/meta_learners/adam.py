@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 import torch
+from typing_extensions import Self
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.meta_learners.base import MetaLearner, State, named
@@ -47,17 +48,25 @@ class Adam(MetaLearner):
             if not any(fnmatchcase(name, pattern) for name in params):
                 known = ", ".join(params)
                 raise UsageError(f"ratios: {pattern!r} names none of the parameters {known}")
-        self.ratios = [
-            next((r for p, r in (ratios or {}).items() if fnmatchcase(name, p)), 1.0)
-            for name in params
-        ]
-        self.grouped = bool(ratios)
+        self.patterns = dict(ratios or {})
+        self.ratios = self._ratios(params)
+
+    def over(self, params: Tensors) -> Self:
+        """See :meth:`MetaLearner.over`."""
+        other = super().over(params)
+        other.ratios = self._ratios(params)
+        return other
+
+    def _ratios(self, params: Tensors) -> list[float]:
+        """The rate of each tensor, which the first pattern that fits its name says."""
+        fitting = ([r for p, r in self.patterns.items() if fnmatchcase(name, p)] for name in params)
+        return [next(iter(ratios), 1.0) for ratios in fitting]
 
     def forward(self, grads: Tensors, params: Tensors, state: State) -> tuple[Tensors, State]:
         """See :class:`MetaLearner`."""
         moments = adam_moments(grads, state, self.betas, self.eps)
         direction = moments.direction
-        if self.grouped:
+        if self.patterns:
             direction = list(torch._foreach_mul(direction, self.ratios))
         if self.weight_decay:
             direction = list(

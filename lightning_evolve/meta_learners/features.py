@@ -7,6 +7,8 @@ from torch import Tensor
 
 from lightning_evolve.meta_learners.moments import TINY
 
+_LEAST = 1e-18
+
 
 def root_mean_square(tensors: list[Tensor]) -> list[Tensor]:
     """Returns the root mean square of each tensor, a scalar each, never below 1e-15.
@@ -28,3 +30,28 @@ def normalise(tensors: list[Tensor]) -> list[Tensor]:
         tensors: tensors of any shapes.
     """
     return list(torch._foreach_div(tensors, root_mean_square(tensors)))
+
+
+def safe_divisor(squares: Tensor) -> Tensor:
+    """Returns squares to divide by, with 1 in place of those below 1e-18.
+
+    Where everything is 0, such as in a part of the learner that the loss does not reach, the
+    quotient is 0 and so are its first and second derivatives; 32 bits hold 1e-18 squared.
+
+    Args:
+        squares: any shape.
+
+    Example:
+        >>> safe_divisor(torch.tensor([4.0, 0.0]))
+        tensor([4., 1.])
+    """
+    return torch.where(squares > _LEAST, squares, torch.ones_like(squares))
+
+
+def mean_of(moment: Tensor) -> Tensor:
+    """Returns the mean of a second moment, shape ``[..., 1, 1]``, to divide it by.
+
+    Args:
+        moment: squares, shape ``[..., rows, columns]``.
+    """
+    return safe_divisor(moment.mean(dim=(-2, -1), keepdim=True))

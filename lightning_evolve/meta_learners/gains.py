@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.meta_learners.base import MetaLearner, State, named
+from lightning_evolve.meta_learners.foreach import on_temporaries
 from lightning_evolve.meta_learners.moments import TINY, adam_moments
+from lightning_evolve.meta_learners.roles import ROLES, roles
 from lightning_evolve.tasks import Tensors
 
 
@@ -28,15 +33,20 @@ class Gains(MetaLearner):
     Adam, so the first day is no worse than Adam at the same alpha. Progress p stops at the
     horizon: beyond it the last rate stays, which keeps longer unrolls than the trained one stable.
 
+    With ``per="role"`` all tensors of one :func:`role <lightning_evolve.meta_learners.roles.role>`
+    (embedding, matrix, norm and so on) share a gain and a sharing, and what is learned on one
+    model serves another.
+
     Args:
         params: the parameters that will adapt.
+        per: what has a gain and a sharing of its own, each ``"tensor"`` or each ``"role"``.
         horizon: inner steps over which the schedule is learned.
         knots: values that the schedule interpolates, at equal distances in log steps.
         betas: decays of Adam's moments.
         eps: added to the root.
 
     Raises:
-        UsageError: if ``horizon`` is below 1 or ``knots`` below 2.
+        UsageError: if ``horizon`` is below 1, ``knots`` below 2, or ``per`` neither of the two.
     """
 
     accumulators = ("m", "v")
@@ -45,6 +55,7 @@ class Gains(MetaLearner):
         self,
         params: Tensors,
         *,
+        per: Literal["tensor", "role"] = "tensor",
         horizon: int = 100,
         knots: int = 5,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -55,10 +66,38 @@ class Gains(MetaLearner):
             raise UsageError(
                 f"horizon is {horizon} and knots is {knots}; give at least 1 and at least 2"
             )
-        self.horizon, self.betas, self.eps = horizon, betas, eps
-        self.log_gains = nn.Parameter(torch.zeros(len(params)))
-        self.sharing = nn.Parameter(torch.zeros(len(params)))
+        if per not in ("tensor", "role"):
+            raise UsageError(f"per is {per!r}; give tensor or role")
+        self.per, self.horizon, self.betas, self.eps = per, horizon, betas, eps
+        self.roles = tuple(roles(params)) if per == "role" else ()
+        rows = [ROLES.index(r) for r in self.roles] or list(range(len(params)))
+        # Where each tensor's numbers stand in phi.
+        self.register_buffer("rows", torch.tensor(rows, dtype=torch.int64), persistent=False)
+        count = len(ROLES) if per == "role" else len(params)
+        self.log_gains = nn.Parameter(torch.zeros(count))
+        self.sharing = nn.Parameter(torch.zeros(count))
         self.log_schedule = nn.Parameter(torch.zeros(knots))
+
+    rows: Tensor
+
+    def over(self, params: Tensors) -> Self:
+        """See :meth:`MetaLearner.over`; warns of roles that phi was not learned for."""
+        other = super().over(params)
+        if self.per == "tensor":
+            rows = self.rows[self.places(params)]
+        else:
+            other.roles = tuple(roles(params))
+            unseen = {n: r for n, r in zip(params, other.roles, strict=True) if r not in self.roles}
+            if unseen:
+                new = sorted(set(unseen.values()))
+                warnings.warn(
+                    f"Gains has learned nothing about tensors of the role {' or '.join(new)}, "
+                    f"such as {next(iter(unseen))}; they take Adam's direction by the schedule",
+                    stacklevel=2,
+                )
+            rows = self.rows.new_tensor([ROLES.index(r) for r in other.roles])
+        other.rows = rows
+        return other
 
     def schedule(self, step: int) -> Tensor:
         """Returns the schedule's logarithm at an inner step, a scalar.
@@ -79,9 +118,10 @@ class Gains(MetaLearner):
         step, (beta1, beta2) = moments.state.step, self.betas
         means = torch.stack([v.mean() for v in moments.v]) / (1 - beta2**step)
         shared = -1 / ((means.clamp_min(TINY).sqrt() + self.eps) * (1 - beta1**step))
-        gains = (self.log_gains + self.schedule(state.step)).exp()
-        direction = torch._foreach_add(
-            torch._foreach_mul(moments.direction, list((gains * (1 - self.sharing)).unbind())),
-            torch._foreach_mul(moments.m, list((gains * self.sharing * shared).unbind())),
-        )
+        gains = (self.log_gains[self.rows] + self.schedule(state.step)).exp()
+        sharing = self.sharing[self.rows]
+        own = list((gains * (1 - sharing)).unbind())
+        direction = on_temporaries("mul", moments.direction, own)
+        # Nothing remembers the product, so that it can be added to in place.
+        torch._foreach_addcmul_(direction, moments.m, list((gains * sharing * shared).unbind()))
         return named(self.names, direction), moments.state

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_evolve.meta_learners.base import State, named
+from lightning_evolve.meta_learners.foreach import on_temporaries
 from lightning_evolve.tasks import Tensors
 
 TINY = 1e-30
@@ -60,15 +61,77 @@ def adam_moments(
     names, step = tuple(grads), state.step + 1
     g = list(grads.values())
     beta1, beta2 = betas
+    if not torch.is_grad_enabled() and _fusable(g):
+        return _fused(names, g, state, betas, eps)
     m = torch._foreach_lerp(list(state.accumulators["m"].values()), g, 1 - beta1)
-    v = torch._foreach_mul(list(state.accumulators["v"].values()), beta2)
-    v = torch._foreach_addcmul(v, g, g, value=1 - beta2)
-    root = torch._foreach_sqrt(torch._foreach_clamp_min(v, TINY))
-    # The bias corrections are folded into two numbers: sqrt(v_hat) + eps, over -m_hat's factor.
-    correction1, correction2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
-    root = torch._foreach_add(
-        torch._foreach_mul(root, -correction1 / correction2), -correction1 * eps
-    )
-    direction = torch._foreach_div(m, root)
+    decayed = torch._foreach_mul(list(state.accumulators["v"].values()), beta2)
+    v = on_temporaries("addcmul", decayed, g, g, 1 - beta2)
+    direction = adam_direction(m, v, step, betas, eps)
     following = State(step, {**state.accumulators, "m": named(names, m), "v": named(names, v)})
-    return Moments(list(m), list(v), list(direction), following)
+    return Moments(list(m), list(v), direction, following)
+
+
+def adam_direction(
+    m: list[Tensor] | tuple[Tensor, ...],
+    v: list[Tensor] | tuple[Tensor, ...],
+    step: int,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> list[Tensor]:
+    """Returns minus Adam's step.
+
+    Args:
+        m: first moments after this step.
+        v: second moments after this step.
+        step: number of this step, from 1 on.
+        betas: decays of the two moments.
+        eps: added to the root.
+    """
+    root = on_temporaries("sqrt", torch._foreach_clamp_min(v, TINY))
+    # The bias corrections are folded into two numbers: sqrt(v_hat) + eps, over -m_hat's factor.
+    correction1, correction2 = 1 - betas[0] ** step, math.sqrt(1 - betas[1] ** step)
+    root = on_temporaries("mul", root, -correction1 / correction2)
+    root = on_temporaries("add", root, -correction1 * eps)
+    return on_temporaries("mul", on_temporaries("reciprocal", root), m)
+
+
+def _fusable(gradients: list[Tensor]) -> bool:
+    """Whether torch's fused kernel takes these tensors: one device, one of its usual dtypes."""
+    kinds = {(g.device.type, g.dtype) for g in gradients}
+    return len(kinds) == 1 and kinds <= _FUSED
+
+
+_FUSED = {(d, t) for d in ("cpu", "cuda") for t in (torch.float32, torch.float64)}
+
+
+def _fused(
+    names: tuple[str, ...], g: list[Tensor], state: State, betas: tuple[float, float], eps: float
+) -> Moments:
+    """The same where no graph is kept: torch's fused Adam, from zero parameters at the rate 1.
+
+    One pass over memory in place of eight. It agrees with the other way to rounding.
+    """
+    step = state.step + 1
+    m, v = (
+        [t if state.donated else t.clone() for t in state.accumulators[kind].values()]
+        for kind in ("m", "v")
+    )
+    direction = [torch.zeros_like(t) for t in g]
+    count = torch.full((), float(step), device=g[0].device)
+    torch._fused_adam_(
+        direction,
+        g,
+        m,
+        v,
+        [],
+        [count] * len(g),
+        lr=1.0,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=0.0,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+    )
+    following = State(step, {**state.accumulators, "m": named(names, m), "v": named(names, v)})
+    return Moments(m, v, direction, following)

@@ -70,13 +70,14 @@ def attached_spec(module: L.LightningModule) -> DataSpec | None:
     return DataSpec(**vars(spec))
 
 
-def adapting(learner: Learner, patterns: Sequence[str]) -> Tensors:
+def adapting(learner: Learner, patterns: Sequence[str], option: str = "adapt") -> Tensors:
     """Returns the parameters that the inner loop adapts, in the learner's order.
 
     Args:
         learner: the base classifier.
         patterns: ``"all"``, ``"head"``, or shell patterns of parameter names such as
             ``"encoder.layer.5.*"``.
+        option: where the user gave them.
 
     Raises:
         UsageError: if a pattern names no parameter.
@@ -91,7 +92,7 @@ def adapting(learner: Learner, patterns: Sequence[str]) -> Tensors:
     for pattern, glob in zip(patterns, globs, strict=True):
         if not any(fnmatchcase(name, glob) for name in parameters):
             shown = ", ".join(list(parameters)[:8])
-            raise UsageError(f"adapt: {pattern!r} names no parameter; there are {shown}, ...")
+            raise UsageError(f"{option}: {pattern!r} names no parameter; there are {shown}, ...")
     return {
         name: p for name, p in parameters.items() if any(fnmatchcase(name, glob) for glob in globs)
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -12,15 +13,23 @@ from torch import Tensor
 
 from lightning_evolve.compilation import compile_learner
 from lightning_evolve.errors import UsageError
-from lightning_evolve.estimators import Episode, Estimate, Estimator, EvolutionStrategies
-from lightning_evolve.inner_loop import Adapted, detached, inner_steps, logits
+from lightning_evolve.estimators import (
+    Episode,
+    Estimate,
+    Estimator,
+    EvolutionStrategies,
+    Memory,
+)
+from lightning_evolve.inner_loop import Adapted, Pull, detached, inner_steps, logits
 from lightning_evolve.learners.base import LearnerFactory
 from lightning_evolve.meta_learners import Gains, MetaLearnerFactory, State
 from lightning_evolve.modules.building import adapting, attached_spec, build, drawn_in_single
 from lightning_evolve.modules.checkpoints import check_same_tensors, saved_entry
 from lightning_evolve.modules.compatibility import check_trainer
+from lightning_evolve.modules.memories import loaded, saved, under_way
 from lightning_evolve.modules.metrics import LOGGED, Mean, PerTaskMetrics, PooledMetrics
 from lightning_evolve.modules.persistent import averaged, matched
+from lightning_evolve.pretrained import configuration
 from lightning_evolve.rewards import NegativeLoss, Reward
 from lightning_evolve.tasks import Batch, DataSpec, Task, Tensors
 
@@ -50,7 +59,9 @@ class EvolvingClassifier(L.LightningModule):
             among them; the episode's reward is their mean. More of them reward speed.
         theta: ``"episodic"`` starts each task from the initial theta; ``"persistent"`` carries
             theta and the rule's state on along the stream.
-        learn_init: learn the initial theta too (MAML, Finn et al. 2017).
+        learn_init: learn the initial theta too (MAML, Finn et al. 2017). A list of patterns, as of
+            ``adapt``, names parameters to learn beside those that adapt: ``[all]`` with ``adapt:
+            [head]`` is ANIL (Raghu et al. 2020).
         adapt: which parameters adapt: ``all``, ``head``, or patterns of names.
         clip: largest norm of the meta-gradient, 0 for none.
         beta_schedule: ``"cosine"`` lets beta fall to 0 over the run.
@@ -76,7 +87,7 @@ class EvolvingClassifier(L.LightningModule):
         steps: int = 10,
         measurements: int = 1,
         theta: Literal["episodic", "persistent"] = "episodic",
-        learn_init: bool = False,
+        learn_init: bool | list[str] = False,
         adapt: list[str] | None = None,
         clip: float = 1.0,
         beta_schedule: Literal["constant", "cosine"] = "constant",
@@ -104,8 +115,14 @@ class EvolvingClassifier(L.LightningModule):
         # The j-th of n measurements comes after step K * j / n, rounded up.
         self.measured = tuple(-(-steps * (j + 1) // measurements) for j in range(measurements))
         self.estimator.check(
-            reward=self.reward, steps=steps, measured=self.measured, learn_init=learn_init
+            reward=self.reward, steps=steps, measured=self.measured, learn_init=bool(learn_init)
         )
+        if self.estimator.remembers and theta == "persistent":
+            raise UsageError(
+                f"{type(self.estimator).__name__} with persistent theta: its particles keep copies "
+                "of theta that end with their task; use theta: episodic, or the estimator "
+                "EvolutionStrategies"
+            )
         if compile and self.estimator.second_order:
             raise UsageError(
                 f"compile: true with {type(self.estimator).__name__}: compiled code cannot be "
@@ -120,6 +137,9 @@ class EvolvingClassifier(L.LightningModule):
         self.compiled = compile
         self.spec: DataSpec | None = None
         self.state: State | None = None
+        # What the estimator carries on, by this process's tasks of an outer step.
+        self.memories: list[Memory | None] = []
+        self._has_room = False
 
     # ---------------------------------------------------------------- building
 
@@ -158,8 +178,9 @@ class EvolvingClassifier(L.LightningModule):
         with drawn_in_single():
             self.meta_learner = self.meta_learner_factory(self.theta())
         self.meta_learner.to(torch.get_default_dtype())
+        self.estimator.check_rule(self.meta_learner)
         if self.learn_init:
-            for p in self.theta().values():
+            for p in self.learned_init().values():
                 p.requires_grad_(True)
         self.state = self.meta_learner.init(detached(self.theta()))
         metrics = PooledMetrics if self.persistent else PerTaskMetrics
@@ -170,6 +191,20 @@ class EvolvingClassifier(L.LightningModule):
     def theta(self) -> Tensors:
         """Returns the adapting parameters of the learner by name: the initial or current theta."""
         return adapting(self.learner, self.adapt or ["all"])
+
+    def learned_init(self) -> Tensors:
+        """Returns the parameters of the learner whose initial value is learned, by name."""
+        if not self.learn_init:
+            return {}
+        learned = self.theta()
+        if self.learn_init is not True:
+            learned |= adapting(self.learner, self.learn_init, "learn_init")
+        if not self.estimator.learns_held and len(learned) > len(self.theta()):
+            raise UsageError(
+                f"{type(self.estimator).__name__} learns only parameters that adapt; use the "
+                "estimator Unrolled or FirstOrder, or learn_init: true"
+            )
+        return learned
 
     def start(self) -> Adapted:
         """Returns where an episode begins: theta, and a fresh or the persistent state."""
@@ -185,7 +220,7 @@ class EvolvingClassifier(L.LightningModule):
         # A rule without phi leaves the group empty: the outer step then only counts.
         groups = [{"params": list(self.meta_learner.phi().values())}]
         if self.learn_init:
-            groups.append({"params": list(self.theta().values())})
+            groups.append({"params": list(self.learned_init().values())})
         inner = torch.optim.SGD(self.theta().values(), lr=self.alpha)
         outer = torch.optim.Adam(groups, lr=self.beta)
         schedule: torch.optim.lr_scheduler.LRScheduler
@@ -198,8 +233,24 @@ class EvolvingClassifier(L.LightningModule):
 
     # ---------------------------------------------------------------- training
 
-    def episode(self, task: Task) -> Episode:
-        """Returns the episode that the estimator plays on a task."""
+    def check_share(self, parts: int) -> None:
+        """Refuses a stream of fewer tasks than processes where the estimator can't share them.
+
+        Args:
+            parts: processes a task.
+
+        Raises:
+            UsageError: saying what to give instead.
+        """
+        self.estimator.check_share(parts)
+
+    def episode(self, task: Task, memory: Memory | None = None) -> Episode:
+        """Returns the episode that the estimator plays on a task.
+
+        Args:
+            task: what to adapt to.
+            memory: what the estimator carries on, where the task is under way.
+        """
         return Episode(
             learner=self.learner,
             meta_learner=self.meta_learner,
@@ -211,11 +262,23 @@ class EvolvingClassifier(L.LightningModule):
             measured=self.measured,
             seed=self.seed,
             carries_on=self.persistent,
+            damping=self.estimator.damping,
+            memory=memory,
         )
 
     def training_step(self, batch: list[Task], batch_idx: int) -> None:
         """One outer step on this process's share of the tasks."""
-        estimates = [self.estimator(self.episode(task)) for task in batch]
+        if not self._has_room and batch:
+            self.estimator.check_room(self.episode(batch[0]))
+            self._has_room = True
+        memories = under_way(self.memories, len(batch), self.device)
+        # A task under way goes on; the one that the stream has in its place is left out.
+        batch = [m.task if m else task for m, task in zip(memories, batch, strict=True)]
+        estimates = [
+            self.estimator(self.episode(task, memory))
+            for task, memory in zip(batch, memories, strict=True)
+        ]
+        self.memories = [estimate.memory for estimate in estimates]
         self._outer_step(estimates)
         if self.persistent:
             self._carry_on([estimate.adapted for estimate in estimates])
@@ -225,8 +288,7 @@ class EvolvingClassifier(L.LightningModule):
         """Moves phi (and a learned initial theta) by beta along the mean estimate."""
         outer = self.optimizers()[1]  # type: ignore[index]
         uphill = [(p, [e.phi[n] for e in estimates]) for n, p in self.meta_learner.phi().items()]
-        if self.learn_init:
-            uphill += [(p, [e.theta[n] for e in estimates]) for n, p in self.theta().items()]
+        uphill += [(p, [e.theta[n] for e in estimates]) for n, p in self.learned_init().items()]
         outer.zero_grad()
         if uphill:
             # A linear function of phi whose gradient is minus the estimate: the way through
@@ -293,6 +355,7 @@ class EvolvingClassifier(L.LightningModule):
             task = _outside_inference(task)
             start = self.start()
             start = Adapted(detached(start.theta), start.state)
+            damping = self.estimator.damping
             for k, adapted in enumerate(
                 inner_steps(
                     self.learner,
@@ -301,6 +364,7 @@ class EvolvingClassifier(L.LightningModule):
                     task,
                     alpha=self.alpha,
                     steps=range(steps),
+                    pull=Pull(damping, start.theta) if damping else None,
                 ),
                 start=1,
             ):
@@ -371,7 +435,27 @@ class EvolvingClassifier(L.LightningModule):
         checkpoint["lightning_evolve"] = {
             "spec": dict(vars(self.spec)),
             "state": {"step": self.state.step, "accumulators": self.state.accumulators},
+            "rule": self.rule_configuration(),
+            "memories": saved(self.memories, self.trainer.world_size if self._trainer else 1),
         }
+
+    def rule_configuration(self) -> dict[str, Any]:
+        """Returns how the rule is built and what it was trained on, for who loads it elsewhere."""
+        source = getattr(getattr(self._trainer, "datamodule", None), "source", None)
+        trained_on = {
+            # Of a file, its name: a rule that is passed on need not tell where it lay.
+            "data": Path(source).name if source and Path(source).exists() else source,
+            "learner": type(self.learner).__name__,
+            "estimator": type(self.estimator).__name__,
+            "reward": type(self.reward).__name__,
+            "theta": "persistent" if self.persistent else "episodic",
+            "inner_steps": self.steps,
+        }
+        return configuration(
+            self.meta_learner,
+            alpha=self.alpha,
+            trained_on={name: value for name, value in trained_on.items() if value is not None},
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Builds theta and phi where no Trainer did, and takes the rule's state.
@@ -379,11 +463,14 @@ class EvolvingClassifier(L.LightningModule):
         Raises:
             UsageError: if the checkpoint is of another learner, rule or dataset.
         """
-        saved = saved_entry(checkpoint, "state")
+        entry = saved_entry(checkpoint, "state")
         if self.spec is None:
-            self.build(DataSpec(**saved["spec"]))
+            self.build(DataSpec(**entry["spec"]))
         check_same_tensors(self.state_dict(), checkpoint["state_dict"])
-        self.state = State(saved["state"]["step"], saved["state"]["accumulators"])
+        self.state = State(entry["state"]["step"], entry["state"]["accumulators"])
+        trainer = self._trainer
+        ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        self.memories = loaded(entry.get("memories", []), *ranks)
 
 
 def _outside_inference(task: Task) -> Task:

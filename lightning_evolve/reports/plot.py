@@ -19,9 +19,10 @@ _STYLES: dict[str, tuple[str, Any]] = {
     "adam": ("#0072B2", "--"),
     "adam_groups": ("#009E73", "-."),
     "adamw": ("#CC79A7", (0, (1, 1))),
+    "muon": ("#E69F00", (0, (4, 1, 1, 1, 1, 1))),
     "floor": ("#000000", (0, (6, 3))),
 }
-_OTHERS = ("#56B4E9", "#E69F00", "#F0E442")
+_OTHERS = ("#56B4E9", "#F0E442")
 
 
 def plot_curves(curves: dict[str, dict[str, Any]], path: Path | str) -> None:

@@ -14,6 +14,7 @@ METHODS = {
     "adam": "Adam, tuned",
     "adam_groups": "Adam, 2 tuned groups",
     "adamw": "AdamW, tuned",
+    "muon": "Muon, tuned",
     "classifier": "Classifier",
     "floor": "no learning",
 }

@@ -30,6 +30,8 @@ class Stream(LightningDataModule, ABC):
 
     Training batches are lists of the tasks that this rank has in one outer step: task ``j`` of
     outer step ``i`` has the global index ``i * tasks_per_step + j`` and goes to rank ``j % ranks``.
+    Where there are more ranks than tasks, rank ``r`` has part ``r // tasks_per_step`` of task
+    ``r % tasks_per_step``, if the estimator can divide the work on a task.
 
     In evaluation the ranks share the data without repeating any. All have as many batches; where
     the data does not come out even, the last one of some ranks is an empty list.
@@ -187,7 +189,11 @@ class Stream(LightningDataModule, ABC):
 
     def _training_loader(self, steps: int) -> DataLoader[list[Task]]:
         rank, world = self._ranks()
-        if self.tasks_per_step % world:
+        # Some estimators play a population, which several ranks can share.
+        share = getattr(self.trainer and self.trainer.lightning_module, "check_share", None)
+        if share and world > self.tasks_per_step and world % self.tasks_per_step == 0:
+            share(world // self.tasks_per_step)
+        elif self.tasks_per_step % world:
             raise UsageError(
                 f"tasks_per_step is {self.tasks_per_step} and there are {world} ranks, which must "
                 f"all get as many tasks: give a multiple of {world}"

@@ -69,13 +69,22 @@ class StepLoader(DataLoader[Any]):
 
 @dataclass(frozen=True)
 class TrainingTasks(Dataset[list[Task]]):
-    """A rank's tasks of each outer step.
+    """A rank's tasks of each outer step, or its part of one where there are fewer than ranks.
 
     Args:
         task: task of a global index.
-        tasks_per_step: tasks of an outer step over all ranks.
+        tasks_per_step: tasks of an outer step over all ranks, a multiple or a divisor of ``world``.
         rank: number of this process.
         world: how many processes there are.
+
+    Example:
+        >>> from torch import tensor
+        >>> def task(index):
+        ...     return Task((), Batch({}, tensor([]), tensor([])), index)
+        >>> [(t.index, t.share) for t in TrainingTasks(task, tasks_per_step=4, rank=1, world=2)[0]]
+        [(1, (0, 1)), (3, (0, 1))]
+        >>> [(t.index, t.share) for t in TrainingTasks(task, tasks_per_step=2, rank=3, world=4)[0]]
+        [(1, (1, 2))]
     """
 
     task: Callable[[int], Task]
@@ -85,6 +94,10 @@ class TrainingTasks(Dataset[list[Task]]):
 
     def __getitem__(self, step: int) -> list[Task]:
         first = step * self.tasks_per_step
+        if self.tasks_per_step < self.world:
+            part, place = divmod(self.rank, self.tasks_per_step)
+            share = (part, self.world // self.tasks_per_step)
+            return [self.task(first + place)._replace(share=share)]
         return [self.task(first + n) for n in range(self.rank, self.tasks_per_step, self.world)]
 
 

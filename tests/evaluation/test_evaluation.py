@@ -151,7 +151,7 @@ def check_schema(results):
     return [row["method"] for row in results["rows"]]
 
 
-ALL = ["evolved", "sgd", "adam", "adam_groups", "adamw", "floor"]
+ALL = ["evolved", "sgd", "adam", "adam_groups", "adamw", "muon", "floor"]
 
 
 def test_the_table_on_held_out_tasks(tmp_path):

@@ -27,6 +27,7 @@ model:
     alpha: 0.01
     beta_schedule: cosine
     steps: 4
+    measurements: 2
 data:
   class_path: EpisodeStream
   init_args:
@@ -67,7 +68,12 @@ def written(path: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("theta", "estimator"), [("episodic", "EvolutionStrategies"), ("persistent", "Unrolled")]
+    ("theta", "estimator"),
+    [
+        ("episodic", "EvolutionStrategies"),
+        ("persistent", "Unrolled"),
+        ("episodic", "PersistentES, init_args: {window: 2}"),
+    ],
 )
 def test_killed_and_resumed(tmp_path, theta, estimator):
     torch.set_num_threads(1)  # threads do not survive a fork
