@@ -91,10 +91,7 @@ def actor_critic(
     ]
     scores = torch.stack([run.scores for run in runs])
     statistics = torch.stack([run.statistics for run in runs])
-    measured = torch.tensor(episode.measured)
-    later = measured[None] > torch.arange(episode.steps)[:, None]
-    weights = later.to(scores).mean(dim=1)
-    rewards = weights * scores.diff(dim=1)
+    rewards = improvements(scores, episode.measured)
     remaining = 1 - torch.arange(episode.steps).to(scores) / episode.steps
     with torch.enable_grad():
         policy = controller.policy(statistics)
@@ -122,10 +119,31 @@ def actor_critic(
     return Estimate(
         phi=dict(zip(phi, gradients, strict=True)),
         theta={},
-        reward=scores[:, measured].mean(),
+        reward=scores[:, list(episode.measured)].mean(),
         logits=final,
         adapted=adapted,
     )
+
+
+def improvements(scores: Tensor, measured: tuple[int, ...]) -> Tensor:
+    """Returns the reward of each inner step, such that their sum is what the episode has gained.
+
+    Args:
+        scores: R(theta_0)..R(theta_K), ``[..., K + 1]``.
+        measured: after which steps, 1..K, the score counts.
+
+    Returns:
+        r_0..r_{K-1}, ``[..., K]``, which add up to the mean measured score minus that of theta_0.
+
+    Example:
+        >>> improvements(torch.tensor([0.0, 1.0, 3.0]), measured=(2,))
+        tensor([1., 2.])
+        >>> improvements(torch.tensor([0.0, 1.0, 3.0]), measured=(1, 2))
+        tensor([1., 1.])
+    """
+    steps = torch.arange(scores.shape[-1] - 1)
+    counted = (torch.tensor(measured)[:, None] > steps).to(scores).mean(dim=0)
+    return counted * scores.diff(dim=-1)
 
 
 def generalised_advantages(

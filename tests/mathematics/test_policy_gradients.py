@@ -20,7 +20,7 @@ from lightning_evolve.estimators import (
     reinforce,
     unrolled,
 )
-from lightning_evolve.estimators.actor_critic import roll_out
+from lightning_evolve.estimators.actor_critic import improvements, roll_out
 from lightning_evolve.estimators.perturbation import generator, play
 from lightning_evolve.inner_loop import Adapted, detached, logits
 from lightning_evolve.learners import Head
@@ -48,6 +48,7 @@ class TwoGains(MetaLearner):
 
 def make_episode(rule, steps=2, reward=None, measured=None):
     """A linear classifier, so that there are two tensors and every reward is smooth."""
+    torch.manual_seed(0)  # a rule's networks are drawn from the global generator
     draw = torch.Generator().manual_seed(0)
     learner = (
         Head(DataSpec(num_classes=3, shape=(5,)), hidden_size=0).double().requires_grad_(False)
@@ -195,12 +196,12 @@ def test_actor_critic_is_unbiased_whatever_the_critic_says(walked):
     value = expected_return(walked, gamma)
     exact = torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, list(phi.values()))])
     options = dict(rollouts=20, gamma=gamma, value_weight=0.0)
-    draws = estimates(ActorCritic(gae_lambda=1.0, **options), walked, 80, POLICY)
-    assert (errors(draws, exact) < 4.5).all()
-    assert (errors(2 * draws, exact) > 4.5).any(), "the test has no power"
+    draws = estimates(ActorCritic(gae_lambda=1.0, **options), walked, 140, POLICY)
+    assert (errors(draws, exact) < 4).all()
+    assert (errors(2 * draws, exact) > 4).any(), "the test has no power"
     # An estimate that believes the critic.
     believing = estimates(ActorCritic(gae_lambda=0.0, **options), walked, 20, POLICY)
-    assert (errors(believing, exact) > 4.5).any()
+    assert (errors(believing, exact) > 4).any()
 
 
 def test_without_discount_the_return_is_the_reward_less_that_of_the_start(walked):
@@ -219,6 +220,13 @@ def test_without_discount_the_return_is_the_reward_less_that_of_the_start(walked
         )
         error = rewards.std() / len(rewards) ** 0.5
         assert abs(float(rewards.mean() - start) - value) < 4 * error
+
+
+def test_improvements_add_up_to_the_reward_less_the_start():
+    scores = torch.rand(3, 8, dtype=torch.float64)
+    for measured in ((7,), (4, 7), (1, 3, 5, 7), tuple(range(1, 8))):
+        gained = scores[:, list(measured)].mean(dim=1) - scores[:, 0]
+        torch.testing.assert_close(improvements(scores, measured).sum(dim=1), gained)
 
 
 def test_the_value_function_converges_to_the_return(walked):

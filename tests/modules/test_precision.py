@@ -87,7 +87,7 @@ class Dtypes(L.Callback):
         for place in (
             "lightning_evolve.inner_loop",
             "lightning_evolve.estimators.unrolled",
-            "lightning_evolve.estimators.evolution_strategies",
+            "lightning_evolve.estimators.perturbation",
             "lightning_evolve.evaluation.curves",
             "lightning_evolve.evaluation.ordinary",
             "lightning_evolve.modules.evolving",
@@ -173,8 +173,9 @@ def test_a_fit_in_64_bits_is_one_in_32_but_for_rounding(tmp_path, rule, estimato
         ends[precision] = {n: p.detach() for n, p in model.named_parameters()}
     for name, p in ends["64-true"].items():
         difference = (p - ends["32-true"][name].double()).abs().max()
-        # Where a meta-gradient is as good as 0, Adam divides rounding by rounding.
-        assert difference < (1e-5 if rule is Gains else 1e-3), name
+        # Evolution strategies divide the rounding of two rewards by sigma; and where a
+        # meta-gradient is as good as 0, Adam divides rounding by rounding.
+        assert difference < (1e-4 if rule is Gains else 1e-3), name
         if name.startswith("learner"):
             assert difference > 1e-12, f"{name} was rounded to 32 bits"
 
