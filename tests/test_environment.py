@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import runpy
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,3 +157,11 @@ def test_ppo_of_stable_baselines_trains_on_it():
     seen, _ = env.reset(seed=1)
     action, _ = model.predict(seen, deterministic=True)
     assert env.action_space.contains(action)
+
+
+def test_the_example_runs(capsys):
+    pytest.importorskip("stable_baselines3", reason="needs the extra rl")
+    example = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "ppo.py"))
+    gain = example["main"](["--timesteps", "20", "--tasks", "3"])
+    assert gain["low"] <= gain["mean"] <= gain["high"]
+    assert "PPO" in capsys.readouterr().out

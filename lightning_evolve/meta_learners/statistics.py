@@ -11,7 +11,6 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_evolve.meta_learners.features import root_mean_square
 from lightning_evolve.meta_learners.moments import TINY
 
 STATISTICS = (
@@ -48,9 +47,10 @@ def training_statistics(
         tensor([[0.0000, 0.0000, 1.0000, 0.7616, 0.0693]])
     """
     correction1, correction2 = 1 - betas[0] ** step, 1 - betas[1] ** step
-    scales = torch.stack([torch.stack(root_mean_square(ts)) for ts in (grads, params, m)])
+    squares = torch.stack([mean_products(ts, ts) for ts in (grads, params, m)])
+    scales = (squares + TINY).sqrt()
     second = torch.stack([t.mean() for t in v]).clamp_min(TINY) / correction2
-    products = torch.stack([(g * t).mean() for g, t in zip(grads, m, strict=True)])
+    products = mean_products(grads, m)
     sizes = scales.new_tensor([math.log(g.numel()) for g in grads])
     return torch.stack(
         [
@@ -62,6 +62,21 @@ def training_statistics(
         ],
         dim=-1,
     )
+
+
+def mean_products(one: list[Tensor], other: list[Tensor]) -> Tensor:
+    """Returns the mean product of two lists of tensors, one number a pair, with no temporaries.
+
+    Args:
+        one: tensors of any shapes.
+        other: tensors of the same shapes.
+
+    Example:
+        >>> mean_products([torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 4.0])])
+        tensor([5.5000])
+    """
+    pairs = zip(one, other, strict=True)
+    return torch.stack([torch.dot(a.reshape(-1), b.reshape(-1)) / a.numel() for a, b in pairs])
 
 
 def progress(step: int, horizon: int) -> float:

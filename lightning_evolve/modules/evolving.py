@@ -175,7 +175,8 @@ class EvolvingClassifier(L.LightningModule):
             compile_learner(self.learner)
         # Theta is in the state_dict and broadcast by DDP, but only phi is in the reducer.
         self.learner.requires_grad_(False)
-        with drawn_in_single():
+        with torch.random.fork_rng(devices=[]), drawn_in_single():
+            torch.manual_seed(self.seed)
             self.meta_learner = self.meta_learner_factory(self.theta())
         self.meta_learner.to(torch.get_default_dtype())
         self.estimator.check_rule(self.meta_learner)

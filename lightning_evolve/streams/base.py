@@ -190,7 +190,8 @@ class Stream(LightningDataModule, ABC):
     def _training_loader(self, steps: int) -> DataLoader[list[Task]]:
         rank, world = self._ranks()
         # Some estimators play a population, which several ranks can share.
-        share = getattr(self.trainer and self.trainer.lightning_module, "check_share", None)
+        module = getattr(self.trainer, "lightning_module", None)
+        share = getattr(module, "check_share", None)
         if share and world > self.tasks_per_step and world % self.tasks_per_step == 0:
             share(world // self.tasks_per_step)
         elif self.tasks_per_step % world:

@@ -222,6 +222,13 @@ def test_without_discount_the_return_is_the_reward_less_that_of_the_start(walked
         assert abs(float(rewards.mean() - start) - value) < 4 * error
 
 
+def test_a_discount_of_0_leaves_the_first_step_alone(walked):
+    both = actor_critic(walked._replace(measured=(2,)), gamma=0.0, value_weight=0.0)
+    first = actor_critic(walked._replace(steps=1, measured=(1,)), gamma=0.0, value_weight=0.0)
+    for name in POLICY:
+        torch.testing.assert_close(both.phi[name], first.phi[name])
+
+
 def test_improvements_add_up_to_the_reward_less_the_start():
     scores = torch.rand(3, 8, dtype=torch.float64)
     for measured in ((7,), (4, 7), (1, 3, 5, 7), tuple(range(1, 8))):
