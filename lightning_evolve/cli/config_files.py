@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from lightning_evolve.errors import UsageError
+from lightning_evolve.yaml_files import read_mapping
 
 
 def check_config(name: str) -> None:
@@ -21,7 +19,12 @@ def check_config(name: str) -> None:
     """
     if "://" in name:
         return
-    content = _read(Path(name))
+    _, content = read_mapping(
+        Path(name),
+        kind="config file",
+        remedy="give --config another file",
+        keys="model, data and trainer",
+    )
     mode = content.get("wandb", {})
     if not isinstance(mode, dict):
         # The parser would take it for the name of a file.
@@ -34,26 +37,3 @@ def check_config(name: str) -> None:
             raise UsageError(
                 f"{name} sets the seed of {part}; set seed_everything (or --seed) for all instead"
             )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the config file {path}: {(error.strerror or str(error)).lower()}; "
-            "give --config another file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is not UTF-8 (byte {error.start}); save it in that encoding"
-        ) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UsageError(f"{path} is not valid YAML:{where} {what}") from error
-    if not isinstance(content, dict):
-        found = "empty" if content is None else f"a {type(content).__name__}"
-        raise UsageError(f"{path} is {found}; it must hold keys such as model, data and trainer")
-    return content

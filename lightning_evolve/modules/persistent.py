@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_evolve.inner_loop import Adapted
+from lightning_evolve.inner_loop import Adapted, tensors_of, with_tensors
 from lightning_evolve.meta_learners import State
 from lightning_evolve.tasks import Tensors
 
@@ -27,9 +27,9 @@ def averaged(
         {'w': tensor([2.])}
     """
     first = adapted[0]
-    means = _tensors(first)
+    means = tensors_of(first)
     for other in adapted[1:]:
-        means = list(torch._foreach_add(means, _tensors(other)))
+        means = list(torch._foreach_add(means, tensors_of(other)))
     if len(adapted) > 1:
         means = list(torch._foreach_div(means, len(adapted)))
     if reduce:
@@ -37,13 +37,7 @@ def averaged(
         flat = reduce(torch.cat([t.reshape(-1) for t in means]))
         split = torch.split(flat, [t.numel() for t in means])
         means = [part.view_as(t) for part, t in zip(split, means, strict=True)]
-    parts = iter(means)
-    theta = {name: next(parts) for name in first.theta}
-    accumulators = {
-        kind: {name: next(parts) for name in tensors}
-        for kind, tensors in first.state.accumulators.items()
-    }
-    return Adapted(theta, State(first.state.step, accumulators))
+    return with_tensors(first, means)
 
 
 def matched(state: State, theta: Tensors) -> State:
@@ -60,8 +54,3 @@ def matched(state: State, theta: Tensors) -> State:
             for kind, tensors in state.accumulators.items()
         },
     )
-
-
-def _tensors(adapted: Adapted) -> list[Tensor]:
-    state = adapted.state.accumulators.values()
-    return [*adapted.theta.values(), *(t for tensors in state for t in tensors.values())]

@@ -15,11 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from lightning_evolve.errors import UsageError
 from lightning_evolve.sweeps.distributions import Distribution, parse
 from lightning_evolve.sweeps.hyperband import Hyperband
+from lightning_evolve.yaml_files import read_mapping
 
 _METHODS = ("grid", "random", "bayes")
 # What W&B's server and its pages go by, and a local sweep has no use for.
@@ -91,37 +90,15 @@ def load(path: Path) -> Sweep:
             exist, bounds or values that make no sense, a metric of the test split, and an extra
             that is not installed; naming the file, the value and the remedy.
     """
-    text, content = _read(path)
+    text, content = read_mapping(
+        path, kind="sweep file", remedy="give another file", keys="method and parameters"
+    )
     try:
         sweep = _sweep(path.stem, text, content)
         _check_optuna(sweep)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return sweep
-
-
-def _read(path: Path) -> tuple[str, dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the sweep file {path}: {(error.strerror or str(error)).lower()}; "
-            "give another file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is not UTF-8 (byte {error.start}); save it in that encoding"
-        ) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UsageError(f"{path} is not valid YAML:{where} {what}") from error
-    if not isinstance(content, dict):
-        found = "empty" if content is None else f"a {type(content).__name__}"
-        raise UsageError(f"{path} is {found}; it must hold keys such as method and parameters")
-    return text, content
 
 
 def _sweep(stem: str, text: str, content: dict[str, Any]) -> Sweep:
