@@ -39,7 +39,7 @@ def read_hub(name: str, subset: str | None, text_column: str, label_column: str)
         part = f" (subset {subset!r})" if subset else ""
         raise UsageError(
             f"source {name!r}{part} is no file or folder and the Hugging Face hub did not give it: "
-            f"check the name and the network, or name 'docstrings' or 'digits' ({reason})"
+            f"check the name and the network, or name 'docstrings', 'topics' or 'digits' ({reason})"
         ) from error
     return rows_of(found, name, text_column, label_column)
 

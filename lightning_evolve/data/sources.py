@@ -11,6 +11,7 @@ from lightning_evolve.data.docstrings import docstrings
 from lightning_evolve.data.files import SUFFIXES, read_path
 from lightning_evolve.data.hub import read_hub
 from lightning_evolve.data.rows import Rows
+from lightning_evolve.data.topics import topics
 from lightning_evolve.errors import UsageError
 
 
@@ -26,8 +27,8 @@ def load(
     """Read a source.
 
     Args:
-        source: ``"docstrings"``, ``"digits"``, a file, a folder, or else the name of a dataset on
-            the Hugging Face hub.
+        source: ``"docstrings"``, ``"topics"``, ``"digits"``, a file, a folder, or else the name of
+            a dataset on the Hugging Face hub.
         cache: where the docstrings are kept once they have been found.
         subset: configuration of a dataset on the hub.
         text_column: where the text is (or on the hub also the image).
@@ -44,14 +45,16 @@ def load(
     path = Path(source).expanduser()
     if source == "docstrings":
         splits = {"train": docstrings(cache)}
+    elif source == "topics":
+        splits = {"train": topics()}
     elif source == "digits":
         splits = {"train": digits()}
     elif path.exists():
         splits = read_path(path, text_column, label_column)
     elif _looks_like_a_path(source):
         raise UsageError(
-            f"source {source!r} does not exist: name a file or a folder, 'docstrings', 'digits' "
-            "or a dataset on the Hugging Face hub"
+            f"source {source!r} does not exist: name a file or a folder, 'docstrings', 'topics', "
+            "'digits' or a dataset on the Hugging Face hub"
         )
     else:
         splits = read_hub(source, subset, text_column, label_column)

@@ -38,8 +38,8 @@ class Stream(LightningDataModule, ABC):
 
     Args:
         tasks_per_step: tasks of an outer step, over all ranks.
-        source: ``"docstrings"``, ``"digits"``, a file, a folder, or else the name of a dataset on
-            the Hugging Face hub.
+        source: ``"docstrings"``, ``"topics"``, ``"digits"``, a file, a folder, or else the name of
+            a dataset on the Hugging Face hub.
         subset: configuration of a dataset on the hub.
         text_column: where the text is.
         label_column: where the name of the class is.
