@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,42 @@ class NegativeLoss(Reward):
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See :class:`Reward`."""
         return -functional.cross_entropy(logits, labels)
+
+
+class RelativeLoss(Reward):
+    r"""Minus the logarithm of the cross-entropy: a loss smaller by a tenth counts everywhere alike.
+
+    .. math:: R = - \log(L + \mathrm{floor})
+
+    It is what several families of tasks can be averaged by. Their losses differ in scale, and so
+    do the differences that an update rule makes to them; in the sum of the losses the families
+    with the largest ones would decide alone. A run that diverges costs a few units here, not a few
+    hundred, so that it does not drown the others either.
+
+    Args:
+        floor: in nats; a loss well below it counts as zero, so that a task that is solved does
+            not go on to be.
+
+    Raises:
+        UsageError: if ``floor`` is not positive.
+
+    Example:
+        >>> reward = RelativeLoss(floor=1e-3)
+        >>> logits, labels = torch.tensor([[9.0, 0.0]]), torch.tensor([0])
+        >>> reward(logits, labels)
+        tensor(6.7916)
+    """
+
+    differentiable = True
+
+    def __init__(self, floor: float = 0.05) -> None:
+        if not (math.isfinite(floor) and floor > 0):
+            raise UsageError(f"reward: floor is {floor}; give a positive loss in nats such as 0.05")
+        self.floor = floor
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See :class:`Reward`."""
+        return -(functional.cross_entropy(logits, labels) + self.floor).log()
 
 
 class Accuracy(Reward):

@@ -8,7 +8,7 @@ batch for each of its steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
@@ -44,6 +44,7 @@ class Task(NamedTuple):
         name: what a person calls the task, such as its classes.
         share: this process's part of the work on the task, from 0, and into how many parts it is
             divided; only estimators that play a population divide it.
+        family: which family of tasks it belongs to, where a stream mixes several.
     """
 
     support: tuple[Batch, ...]
@@ -51,6 +52,7 @@ class Task(NamedTuple):
     index: int = 0  # type: ignore[assignment]  # hides tuple.index, which nobody wants here
     name: str = ""
     share: tuple[int, int] = (0, 1)
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,12 @@ class DataSpec:
         shape: shape of one row of dense inputs, ``(features,)`` or ``(channels, height, width)``;
             empty for text.
         class_names: names of the classes where they are the same in all tasks, else empty.
+        families: where a stream mixes several families of tasks, what each looks like, by name;
+            nothing else is known of the data then but the largest number of classes.
     """
 
     num_classes: int
     vocab_size: int = 0
     shape: tuple[int, ...] = ()
     class_names: tuple[str, ...] = ()
+    families: dict[str, DataSpec] = field(default_factory=dict)

@@ -21,22 +21,28 @@ from lightning_evolve.evaluation.rivals import RIVALS
 from lightning_evolve.evaluation.statistics import interval
 from lightning_evolve.inner_loop import detached
 from lightning_evolve.learners.base import Learner
-from lightning_evolve.modules import Classifier, EvolvingClassifier
+from lightning_evolve.modules import Classifier, EvolvingClassifier, EvolvingRule
 from lightning_evolve.modules.building import adapting, build
 from lightning_evolve.reports.files import free, write_json
 from lightning_evolve.reports.plot import plot_curves
 from lightning_evolve.reports.table import print_results
 from lightning_evolve.reports.wandb import log_results
-from lightning_evolve.streams import BatchStream
+from lightning_evolve.streams import BatchStream, MixtureStream
 from lightning_evolve.streams.held_out_classes import HeldOutClassesStream
 from lightning_evolve.tasks import Tensors
 
 # Tuning tasks are training tasks that phi has most likely not met: far along the stream.
 _FAR = 10**6
 
+# Of each family of tasks, "" where there is only one: what results.json holds, and the curves.
+_Tables = dict[str, tuple[dict[str, Any], dict[str, Any]]]
+
 
 class Comparison(L.Callback):
     """Measures the best state of a run on held-out tasks and writes the table and the plot.
+
+    A mixture of families has a table and a plot of each, in ``families/NAME``; the rivals are
+    tuned for each family, and in each all methods begin from the same initial theta.
 
     Args:
         rivals: which of sgd, adam, adam_groups, adamw and muon to tune and run; all if not given,
@@ -111,18 +117,24 @@ class Comparison(L.Callback):
             # The precision is that of training, for ours and for the rivals.
             precision = trainer.precision_plugin.forward_context()
             with torch.inference_mode(False), torch.no_grad(), precision, _status() as say:
-                results, curves = self._compare(trainer, module, say)
-            self._write(trainer, results, curves)
+                tables = self._compare(trainer, module, say)
+            for family, (results, curves) in tables.items():
+                self._write(trainer, results, curves, family)
         trainer.strategy.barrier("comparison")
 
     def _compare(
-        self, trainer: L.Trainer, module: L.LightningModule, say: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self, trainer: L.Trainer, module: L.LightningModule, say: Callable[[str], None]
+    ) -> _Tables:
         stream: Any = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(stream, BatchStream):
-            return self._on_rows(trainer, module, stream, say)
+            return {"": self._on_rows(trainer, module, stream, say)}
+        if isinstance(module, EvolvingRule) and isinstance(stream, MixtureStream):
+            return {
+                family: self._on_tasks(trainer, module, part, _of_family(say, family), family)
+                for family, part in stream.streams.items()
+            }
         if isinstance(module, EvolvingClassifier) and isinstance(stream, HeldOutClassesStream):
-            return self._on_tasks(trainer, module, stream, say)
+            return {"": self._on_tasks(trainer, module, stream, say)}
         raise UsageError(
             f"there is no comparison for {type(module).__name__} on {type(stream).__name__}; "
             "give --comparison.enabled false"
@@ -133,7 +145,8 @@ class Comparison(L.Callback):
         trainer: L.Trainer,
         module: EvolvingClassifier,
         stream: HeldOutClassesStream,
-        say: Any,
+        say: Callable[[str], None],
+        family: str = "",
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         quick = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         test = stream.tasks("test", 2 if quick else stream.evaluated[1])
@@ -143,13 +156,15 @@ class Comparison(L.Callback):
         measured = tuple(range(1, steps + 1)) if module.persistent else module.measured
         if quick:
             steps, measured = 1, (1,)
-        initial = _initial(module)
+        learner, meta_learner, start = module.players(test[0]._replace(family=family))
+        # What a family begins from is drawn; a persistent theta has lived through the training
+        # stream, and phi alone is compared.
+        initial = start.theta if family else _initial(module)
         held = len(module.learned_init()) > len(module.theta())
         comparison = compare_on_tasks(
-            module.learner,
-            module.meta_learner,
-            # A persistent theta has lived through the training stream; phi alone is compared.
-            initial if module.persistent else detached(module.theta()),
+            learner,
+            meta_learner,
+            initial if module.persistent else detached(start.theta),
             alpha=module.alpha,
             steps=steps,
             measured=measured,
@@ -169,8 +184,10 @@ class Comparison(L.Callback):
             "seed": module.seed,
             "tasks": len(test),
             "steps": steps,
-            "config": _settings(module, stream),
+            "config": {**_settings(module, stream), "learner": type(learner).__name__},
         }
+        if family:
+            results["family"] = family
         return results, {name: _bands(curve) for name, curve in comparison.curves.items()}
 
     def _on_rows(
@@ -208,17 +225,22 @@ class Comparison(L.Callback):
         }
         return results, {name: _points(points) for name, points in curves.items() if points}
 
-    def _write(self, trainer: L.Trainer, results: dict[str, Any], curves: dict[str, Any]) -> None:
+    def _write(
+        self, trainer: L.Trainer, results: dict[str, Any], curves: dict[str, Any], family: str
+    ) -> None:
         console = Console()
         console.print()
         print_results(results, console)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.default_root_dir)
+        if family:
+            folder = folder / "families" / family
+            folder.mkdir(parents=True, exist_ok=True)
         table, plot = free(folder / "results.json"), free(folder / "curves.png")
         write_json(table, results)
         plot_curves(curves, plot)
-        log_results(trainer, results, curves, plot)
+        log_results(trainer, results, curves, plot, f"test/{family}" if family else "test")
         console.print(f"table in {table}\ncurves in {plot}", soft_wrap=True)
 
 
@@ -227,6 +249,10 @@ def _status() -> Iterator[Callable[[str], None]]:
     """A line on the terminal that says what is being measured."""
     with Console(stderr=True).status("comparing on held-out data") as status:
         yield lambda text: status.update(f"held-out table: {text}")
+
+
+def _of_family(say: Callable[[str], None], family: str) -> Callable[[str], None]:
+    return lambda text: say(f"{family}, {text}")
 
 
 def _placed(trainer: L.Trainer, data: Any) -> Any:

@@ -43,6 +43,7 @@ def plain(memory: Memory) -> dict[str, Any]:
             "query": batch(task.query),
             "index": task.index,
             "name": task.name,
+            "family": task.family,
         },
         "step": memory.step,
         "particles": [
@@ -70,6 +71,7 @@ def restored(saved: dict[str, Any]) -> Memory:
             query=Batch(**task["query"]),
             index=task["index"],
             name=task["name"],
+            family=task["family"],
         ),
         step=saved["step"],
         particles=tuple(

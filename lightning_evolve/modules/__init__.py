@@ -2,5 +2,6 @@
 
 from lightning_evolve.modules.classifier import Classifier
 from lightning_evolve.modules.evolving import EvolvingClassifier
+from lightning_evolve.modules.evolving_rule import EvolvingRule
 
-__all__ = ["Classifier", "EvolvingClassifier"]
+__all__ = ["Classifier", "EvolvingClassifier", "EvolvingRule"]

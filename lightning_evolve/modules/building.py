@@ -55,7 +55,7 @@ def attached_spec(module: L.LightningModule) -> DataSpec | None:
         module: a module whose Trainer has a data module.
 
     Raises:
-        UsageError: if the Trainer has no data module with a ``spec``.
+        UsageError: if the Trainer has no data module with a ``spec``, or one for another module.
     """
     try:
         trainer = module.trainer
@@ -66,6 +66,14 @@ def attached_spec(module: L.LightningModule) -> DataSpec | None:
         raise UsageError(
             f"{type(module).__name__} learns the shape of the data from a stream's `spec`; "
             "pass datamodule=..., such as an EpisodeStream"
+        )
+    several = getattr(module, "several_families", False)
+    if bool(spec.families) != several:
+        fitting = "EvolvingRule" if spec.families else "EvolvingClassifier"
+        raise UsageError(
+            f"{type(module).__name__} learns on {'a MixtureStream' if several else 'one family'} "
+            f"and the data are {'several' if spec.families else 'one family'}; use the model "
+            f"{fitting}, or other data"
         )
     return DataSpec(**vars(spec))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_evolve.errors import UsageError
+from lightning_evolve.tasks import DataSpec
 
 
 def saved_entry(checkpoint: dict[str, Any], *needed: str) -> dict[str, Any]:
@@ -44,3 +45,13 @@ def check_same_tensors(ours: dict[str, Any], saved: dict[str, Any]) -> None:
                 f"the checkpoint is of another model: {name} is {there} there and {here} in the "
                 "configuration; use the config.yaml of the checkpoint's run"
             )
+
+
+def restored_spec(saved: dict[str, Any]) -> DataSpec:
+    """Returns what the data looked like.
+
+    Args:
+        saved: the fields of the spec.
+    """
+    families = {name: DataSpec(**spec) for name, spec in saved.get("families", {}).items()}
+    return DataSpec(**{**saved, "families": families})

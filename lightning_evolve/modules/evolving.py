@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -21,10 +22,10 @@ from lightning_evolve.estimators import (
     Memory,
 )
 from lightning_evolve.inner_loop import Adapted, Pull, detached, inner_steps, logits
-from lightning_evolve.learners.base import LearnerFactory
-from lightning_evolve.meta_learners import Gains, MetaLearnerFactory, State
+from lightning_evolve.learners.base import Learner, LearnerFactory
+from lightning_evolve.meta_learners import Gains, MetaLearner, MetaLearnerFactory, State
 from lightning_evolve.modules.building import adapting, attached_spec, build, drawn_in_single
-from lightning_evolve.modules.checkpoints import check_same_tensors, saved_entry
+from lightning_evolve.modules.checkpoints import check_same_tensors, restored_spec, saved_entry
 from lightning_evolve.modules.compatibility import check_trainer
 from lightning_evolve.modules.memories import loaded, saved, under_way
 from lightning_evolve.modules.metrics import LOGGED, Mean, PerTaskMetrics, PooledMetrics
@@ -32,6 +33,20 @@ from lightning_evolve.modules.persistent import averaged, matched
 from lightning_evolve.pretrained import configuration
 from lightning_evolve.rewards import NegativeLoss, Reward
 from lightning_evolve.tasks import Batch, DataSpec, Task, Tensors
+
+
+class Players(NamedTuple):
+    """Who plays a task.
+
+    Args:
+        learner: the base classifier.
+        meta_learner: the update rule.
+        start: theta and the rule's state before the first inner step.
+    """
+
+    learner: Learner
+    meta_learner: MetaLearner
+    start: Adapted
 
 
 class EvolvingClassifier(L.LightningModule):
@@ -74,6 +89,7 @@ class EvolvingClassifier(L.LightningModule):
     """
 
     METRICS = ("train/reward", *LOGGED)
+    several_families: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -139,7 +155,8 @@ class EvolvingClassifier(L.LightningModule):
         self.state: State | None = None
         # What the estimator carries on, by this process's tasks of an outer step.
         self.memories: list[Memory | None] = []
-        self._has_room = False
+        # The families of tasks that the machine has room for.
+        self._has_room: set[str] = set()
 
     # ---------------------------------------------------------------- building
 
@@ -184,10 +201,13 @@ class EvolvingClassifier(L.LightningModule):
             for p in self.learned_init().values():
                 p.requires_grad_(True)
         self.state = self.meta_learner.init(detached(self.theta()))
-        metrics = PooledMetrics if self.persistent else PerTaskMetrics
-        self.val_metrics = metrics(spec.num_classes, "val/")
-        self.test_metrics = metrics(spec.num_classes, "test/")
+        self.val_metrics, self.test_metrics = self._metrics("val/"), self._metrics("test/")
         self.rewards = Mean()
+
+    def _metrics(self, prefix: str) -> Any:
+        assert self.spec is not None, "build() sets it"
+        metrics = PooledMetrics if self.persistent else PerTaskMetrics
+        return metrics(self.spec.num_classes, prefix)
 
     def theta(self) -> Tensors:
         """Returns the adapting parameters of the learner by name: the initial or current theta."""
@@ -215,6 +235,14 @@ class EvolvingClassifier(L.LightningModule):
             self.state = matched(self.state, theta)
             return Adapted(theta, self.state)
         return Adapted(theta, self.meta_learner.init(detached(theta)))
+
+    def players(self, task: Task) -> Players:
+        """Returns the learner and the rule that play a task, and where it begins.
+
+        Args:
+            task: what to adapt to.
+        """
+        return Players(self.learner, self.meta_learner, self.start())
 
     def configure_optimizers(self) -> Any:
         """Returns the inner optimizer on theta and the outer one on phi with its schedule."""
@@ -253,9 +281,7 @@ class EvolvingClassifier(L.LightningModule):
             memory: what the estimator carries on, where the task is under way.
         """
         return Episode(
-            learner=self.learner,
-            meta_learner=self.meta_learner,
-            start=self.start(),
+            **self.players(task)._asdict(),
             task=task,
             alpha=self.alpha,
             steps=self.steps,
@@ -269,9 +295,10 @@ class EvolvingClassifier(L.LightningModule):
 
     def training_step(self, batch: list[Task], batch_idx: int) -> None:
         """One outer step on this process's share of the tasks."""
-        if not self._has_room and batch:
-            self.estimator.check_room(self.episode(batch[0]))
-            self._has_room = True
+        for task in batch:
+            if task.family not in self._has_room:
+                self.estimator.check_room(self.episode(task))
+                self._has_room.add(task.family)
         memories = under_way(self.memories, len(batch), self.device)
         # A task under way goes on; the one that the stream has in its place is left out.
         batch = [m.task if m else task for m, task in zip(memories, batch, strict=True)]
@@ -354,13 +381,13 @@ class EvolvingClassifier(L.LightningModule):
         # Lightning may evaluate under inference mode, where nothing can be differentiated.
         with torch.inference_mode(False), torch.no_grad():
             task = _outside_inference(task)
-            start = self.start()
+            learner, meta_learner, start = self.players(task)
             start = Adapted(detached(start.theta), start.state)
             damping = self.estimator.damping
             for k, adapted in enumerate(
                 inner_steps(
-                    self.learner,
-                    self.meta_learner,
+                    learner,
+                    meta_learner,
                     start,
                     task,
                     alpha=self.alpha,
@@ -370,7 +397,7 @@ class EvolvingClassifier(L.LightningModule):
                 start=1,
             ):
                 if k == steps or k in self.measured:
-                    predictions = logits(self.learner, adapted.theta, task.query)
+                    predictions = logits(learner, adapted.theta, task.query)
                     rewards.append(self.reward(predictions, task.query.labels))
         return predictions, torch.stack(rewards).mean()
 
@@ -434,7 +461,7 @@ class EvolvingClassifier(L.LightningModule):
         assert self.spec is not None, "nothing is saved before configure_model"
         assert self.state is not None, "build() sets the state"
         checkpoint["lightning_evolve"] = {
-            "spec": dict(vars(self.spec)),
+            "spec": asdict(self.spec),
             "state": {"step": self.state.step, "accumulators": self.state.accumulators},
             "rule": self.rule_configuration(),
             "memories": saved(self.memories, self.trainer.world_size if self._trainer else 1),
@@ -442,21 +469,19 @@ class EvolvingClassifier(L.LightningModule):
 
     def rule_configuration(self) -> dict[str, Any]:
         """Returns how the rule is built and what it was trained on, for who loads it elsewhere."""
-        source = getattr(getattr(self._trainer, "datamodule", None), "source", None)
         trained_on = {
-            # Of a file, its name: a rule that is passed on need not tell where it lay.
-            "data": Path(source).name if source and Path(source).exists() else source,
-            "learner": type(self.learner).__name__,
+            **self._played_on(),
             "estimator": type(self.estimator).__name__,
             "reward": type(self.reward).__name__,
             "theta": "persistent" if self.persistent else "episodic",
             "inner_steps": self.steps,
         }
-        return configuration(
-            self.meta_learner,
-            alpha=self.alpha,
-            trained_on={name: value for name, value in trained_on.items() if value is not None},
-        )
+        return configuration(self.meta_learner, alpha=self.alpha, trained_on=trained_on)
+
+    def _played_on(self) -> dict[str, Any]:
+        """The data and the learner, in short words."""
+        source = source_of(getattr(self._trainer, "datamodule", None))
+        return {**({"data": source} if source else {}), "learner": type(self.learner).__name__}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Builds theta and phi where no Trainer did, and takes the rule's state.
@@ -466,12 +491,22 @@ class EvolvingClassifier(L.LightningModule):
         """
         entry = saved_entry(checkpoint, "state")
         if self.spec is None:
-            self.build(DataSpec(**entry["spec"]))
+            self.build(restored_spec(entry["spec"]))
         check_same_tensors(self.state_dict(), checkpoint["state_dict"])
         self.state = State(entry["state"]["step"], entry["state"]["accumulators"])
         trainer = self._trainer
         ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         self.memories = loaded(entry.get("memories", []), *ranks)
+
+
+def source_of(stream: Any) -> str | None:
+    """Returns what a stream reads; of a file its name, as a rule need not tell where it lay.
+
+    Args:
+        stream: a data module, or None where there is none.
+    """
+    source: str | None = getattr(stream, "source", None)
+    return Path(source).name if source and Path(source).exists() else source
 
 
 def _outside_inference(task: Task) -> Task:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import (
@@ -85,6 +87,60 @@ class PerTaskMetrics(MetricCollection):
         self["precision"].update(multiclass_precision(predicted, labels, n, average="macro"))
         self["recall"].update(multiclass_recall(predicted, labels, n, average="macro"))
         self["loss"].update(functional.cross_entropy(logits, labels))
+
+
+class FamilyMetrics(nn.Module):
+    """The metrics of several families of tasks: of each, and their mean over the families.
+
+    Args:
+        families: number of classes of a family's tasks, by its name.
+        prefix: put before each name: ``val/loss`` is the mean, ``val/topics/loss`` that of a
+            family; of each family there is the loss, the accuracy and the reward.
+    """
+
+    def __init__(self, families: dict[str, int], prefix: str) -> None:
+        super().__init__()
+        self.families, self.prefix = tuple(families), prefix
+        self.scores = nn.ModuleList(PerTaskMetrics(n, "") for n in families.values())
+        self.rewards = nn.ModuleList(Mean() for _ in families)
+
+    def update(self, family: str, logits: Tensor, labels: Tensor, reward: Tensor) -> None:
+        """Adds a task.
+
+        Args:
+            family: its family.
+            logits: of its query set, ``[rows, num_classes]``.
+            labels: ``[rows]``, int64.
+            reward: the episode's reward.
+        """
+        place = self.families.index(family)
+        self.scores[place].update(logits, labels)  # type: ignore[operator]
+        self.rewards[place].update(reward)  # type: ignore[operator]
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the values by name, gathered over processes."""
+        found: dict[str, dict[str, Tensor]] = {}
+        with warnings.catch_warnings():
+            # A process may have had no task of a family, or a shortened evaluation none at all.
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+            for family, scores, rewards in zip(
+                self.families, self.scores, self.rewards, strict=True
+            ):
+                found[family] = {**scores.compute(), "reward": rewards.compute()}  # type: ignore[operator]
+        there = {family: values for family, values in found.items() if values["loss"].isfinite()}
+        values = {
+            f"{self.prefix}{name}": torch.stack([v[name] for v in there.values()]).mean()
+            for name in next(iter(there.values()), {})
+        }
+        for family, of_family in there.items():
+            for name in ("loss", "accuracy", "reward"):
+                values[f"{self.prefix}{family}/{name}"] = of_family[name]
+        return values
+
+    def reset(self) -> None:
+        """Forgets all tasks."""
+        for metric in (*self.scores, *self.rewards):
+            metric.reset()
 
 
 class _CrossEntropy(Mean):

@@ -35,7 +35,7 @@ def print_results(
     """Prints the rows of ``results.json`` as a table with the best value of each column in bold.
 
     Args:
-        results: as in ``results.json``: ``rows``, ``tasks``, ``seed``, ``steps``.
+        results: as in ``results.json``: ``rows``, ``tasks``, ``seed``, ``steps``, ``family``.
         console: where to print, standard output if not given.
         over: what the means and intervals are taken over.
     """
@@ -43,7 +43,7 @@ def print_results(
     rows = sorted(results["rows"], key=_place)
     # No lines between columns: the table fits a terminal of 80 characters.
     table = Table(
-        title="Held-out data",
+        title=f"Held-out data: {family}" if (family := results.get("family")) else "Held-out data",
         caption=_caption(results, over),
         box=box.SIMPLE_HEAD,
         collapse_padding=True,

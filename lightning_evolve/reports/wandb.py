@@ -16,7 +16,11 @@ from lightning_evolve.reports.table import METHODS
 
 
 def log_results(
-    trainer: L.Trainer, results: dict[str, Any], curves: dict[str, dict[str, Any]], plot: Path
+    trainer: L.Trainer,
+    results: dict[str, Any],
+    curves: dict[str, dict[str, Any]],
+    plot: Path,
+    prefix: str = "test",
 ) -> None:
     """Logs the held-out table and the adaptation curves to every run at W&B.
 
@@ -29,23 +33,24 @@ def log_results(
         results: as in ``results.json``.
         curves: as :func:`lightning_evolve.reports.plot_curves` takes them.
         plot: PNG file of the curves.
+        prefix: put before all names.
     """
     for run in _runs(trainer):
         import wandb
 
         columns, data = _table(results["rows"])
         media: dict[str, Any] = {
-            "test/table": wandb.Table(columns=columns, data=data),
-            "test/curves": wandb.Image(str(plot)),
+            f"{prefix}/table": wandb.Table(columns=columns, data=data),
+            f"{prefix}/curves": wandb.Image(str(plot)),
         }
         for quantity in ("loss", "accuracy"):
             names, steps, values = _lines(curves, quantity)
             if names:
-                media[f"test/{quantity}_by_inner_step"] = wandb.plot.line_series(
+                media[f"{prefix}/{quantity}_by_inner_step"] = wandb.plot.line_series(
                     xs=steps, ys=values, keys=names, title=f"query {quantity}", xname="inner step"
                 )
         run.log({**media, "trainer/global_step": trainer.global_step})
-        run.summary.update(_summary(results["rows"]))
+        run.summary.update(_summary(results["rows"], prefix))
 
 
 def log_checkpoint(trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -94,14 +99,14 @@ def _quantities(row: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     return {key: value for key, value in row.items() if isinstance(value, dict) and "mean" in value}
 
 
-def _summary(rows: list[dict[str, Any]]) -> dict[str, float]:
+def _summary(rows: list[dict[str, Any]], prefix: str) -> dict[str, float]:
     found = {}
     for row in rows:
         for quantity, value in _quantities(row).items():
             for part, suffix in (("mean", ""), ("low", "/low"), ("high", "/high")):
                 number = value[part]
                 if number is not None:
-                    found[f"test/{row['method']}/{quantity}{suffix}"] = number
+                    found[f"{prefix}/{row['method']}/{quantity}{suffix}"] = number
     return found
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from lightning_evolve.data.arranged import Arranged
 from lightning_evolve.data.cache import Cache
@@ -20,21 +17,12 @@ from lightning_evolve.data.floor import RawFeatures
 from lightning_evolve.data.rows import Rows
 from lightning_evolve.data.sources import load
 from lightning_evolve.data.table import Table
-from lightning_evolve.errors import UsageError
-from lightning_evolve.streams.loaders import StepLoader, StepSampler, TrainingTasks
-from lightning_evolve.tasks import DataSpec, Task, Tensors
+from lightning_evolve.streams.shared_out import SharedOut
+from lightning_evolve.tasks import DataSpec, Tensors
 
 
-class Stream(LightningDataModule, ABC):
-    """Tasks in an order that is the same for any number of ranks and workers.
-
-    Training batches are lists of the tasks that this rank has in one outer step: task ``j`` of
-    outer step ``i`` has the global index ``i * tasks_per_step + j`` and goes to rank ``j % ranks``.
-    Where there are more ranks than tasks, rank ``r`` has part ``r // tasks_per_step`` of task
-    ``r % tasks_per_step``, if the estimator can divide the work on a task.
-
-    In evaluation the ranks share the data without repeating any. All have as many batches; where
-    the data does not come out even, the last one of some ranks is an empty list.
+class Stream(SharedOut, ABC):
+    """Tasks that are drawn from one source; how they are shared out, see `SharedOut`.
 
     Args:
         tasks_per_step: tasks of an outer step, over all ranks.
@@ -61,10 +49,8 @@ class Stream(LightningDataModule, ABC):
         UsageError: a number that is too small.
     """
 
-    spec: DataSpec
     table: Table
     splits: dict[str, Tensor]
-    _training: Callable[[int], Task]
 
     def __init__(
         self,
@@ -81,10 +67,8 @@ class Stream(LightningDataModule, ABC):
         split_seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        at_least(1, tasks_per_step=tasks_per_step)
-        at_least(0, seed=seed, split_seed=split_seed, num_workers=num_workers)
-        self.tasks_per_step = tasks_per_step
+        super().__init__(tasks_per_step, seed, num_workers)
+        at_least(0, split_seed=split_seed)
         self.source = source
         self.subset = subset
         self.text_column = text_column
@@ -92,9 +76,7 @@ class Stream(LightningDataModule, ABC):
         self.classes = classes
         self.encoder = encoder
         self.cache = Cache(cache_dir)
-        self.seed = seed
         self.split_seed = split_seed
-        self.num_workers = num_workers
         self._rows: Rows | None = None
         self._ready = False
         self._raw_features: RawFeatures | None = None
@@ -147,14 +129,6 @@ class Stream(LightningDataModule, ABC):
         self._begin()
         self._ready = True
 
-    def training_task(self, index: int) -> Task:
-        """A training task.
-
-        Args:
-            index: its global index; the same index is the same task.
-        """
-        return self._training(index)
-
     def floor_features(self, rows: Tensor) -> Any:
         """Raw features of rows, for the no-learning floor.
 
@@ -182,44 +156,3 @@ class Stream(LightningDataModule, ABC):
         training = self._rows.select(self.splits["train"].tolist())
         encoder = self.encoder or (Pixels() if training.kind == "images" else Words())
         return encode(encoder, training, rows, self.cache)
-
-    def _ranks(self) -> tuple[int, int]:
-        """This process's number, and how many there are."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _training_loader(self, steps: int) -> DataLoader[list[Task]]:
-        rank, world = self._ranks()
-        # Some estimators play a population, which several ranks can share.
-        module = getattr(self.trainer, "lightning_module", None)
-        share = getattr(module, "check_share", None)
-        if share and world > self.tasks_per_step and world % self.tasks_per_step == 0:
-            share(world // self.tasks_per_step)
-        elif self.tasks_per_step % world:
-            raise UsageError(
-                f"tasks_per_step is {self.tasks_per_step} and there are {world} ranks, which must "
-                f"all get as many tasks: give a multiple of {world}"
-            )
-        return StepLoader(
-            TrainingTasks(self._training, self.tasks_per_step, rank, world),
-            batch_size=None,
-            sampler=StepSampler(steps, self._first_step),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            generator=torch.Generator(),  # else each epoch would draw from the global one
-        )
-
-    def _first_step(self) -> int:
-        return (
-            self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
-        )
-
-    def _evaluation_loader(self, items: Dataset[Any]) -> DataLoader[Any]:
-        # The rank's share is taken already: the sampler only tells Lightning so.
-        length = len(items)  # type: ignore[arg-type]
-        return DataLoader(
-            items,
-            batch_size=None,
-            sampler=StepSampler(length),
-            num_workers=self.num_workers,
-            generator=torch.Generator(),
-        )
