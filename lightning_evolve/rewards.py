@@ -71,10 +71,8 @@ class RelativeLoss(Reward):
         UsageError: if ``floor`` is not positive.
 
     Example:
-        >>> reward = RelativeLoss(floor=1e-3)
-        >>> logits, labels = torch.tensor([[9.0, 0.0]]), torch.tensor([0])
-        >>> reward(logits, labels)
-        tensor(6.7916)
+        >>> RelativeLoss()(torch.zeros(1, 2), torch.tensor([0]))
+        tensor(0.2969)
     """
 
     differentiable = True
