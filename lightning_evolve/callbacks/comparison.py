@@ -154,13 +154,15 @@ class Comparison(L.Callback):
         tuning = stream.tasks("train", tuning_tasks, offset=_FAR)
         steps = len(test[0].support) if module.persistent else module.steps
         measured = tuple(range(1, steps + 1)) if module.persistent else module.measured
+        if module.anneal:
+            measured = measured[-1:]  # what the objective ends as
         if quick:
             steps, measured = 1, (1,)
         learner, meta_learner, start = module.players(test[0]._replace(family=family))
         # What a family begins from is drawn; a persistent theta has lived through the training
         # stream, and phi alone is compared.
         initial = start.theta if family else _initial(module)
-        held = len(module.learned_init()) > len(module.theta())
+        held = bool(module.learned_init().keys() - module.theta().keys())
         comparison = compare_on_tasks(
             learner,
             meta_learner,

@@ -29,12 +29,14 @@ class Episode(NamedTuple):
         steps: number of inner steps K.
         reward: score of the query set.
         measured: after which inner steps (1..K) the reward is taken; the episode's reward is
-            the mean over them.
+            the mean over them, weighted where ``early`` says so.
         seed: what is random is a function of this number and ``task.index``.
         carries_on: whether theta goes on from where the episode ends (persistent theta), so that
             ``Estimate.adapted`` has to be that of phi itself.
         damping: strength of a proximal term that pulls theta back to ``start.theta``, 0 for none.
         memory: what the estimate before this one, on the same task, has left.
+        early: how much each measurement but the last has left of its equal weight, from 1 to 0;
+            the last one has the rest (the multi-step loss of MAML++, Antoniou et al. 2019).
     """
 
     learner: Learner
@@ -49,6 +51,16 @@ class Episode(NamedTuple):
     carries_on: bool = False
     damping: float = 0.0
     memory: Memory | None = None
+    early: float = 1.0
+
+    def weight(self, step: int) -> float:
+        """Returns the weight of a measurement in the episode's reward.
+
+        Args:
+            step: after which inner step it is taken, one of ``measured``.
+        """
+        early = self.early / len(self.measured)
+        return early if step != self.measured[-1] else 1 - early * (len(self.measured) - 1)
 
     def walk(
         self, begin: Adapted, steps: range, graph: Graph = "none"
@@ -108,12 +120,14 @@ class Estimator:
     Attributes:
         second_order: whether it differentiates through the gradients of the inner steps.
         learns_held: whether it can learn parameters of the learner that do not adapt.
+        anneals: whether it heeds the weights of an episode's measurements.
         remembers: whether an episode takes several estimates, with a :class:`Memory` in between.
         damping: strength of the proximal term that it adds to the inner loop, 0 for none.
     """
 
     second_order: ClassVar[bool] = False
     learns_held: ClassVar[bool] = False
+    anneals: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
     damping: float = 0.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -77,6 +78,7 @@ class EvolutionStrategies(Estimator):
         UsageError: if ``sigma`` is not positive or ``pairs`` below 1.
     """
 
+    anneals: ClassVar[bool] = True
     sigma: float = 0.1
     pairs: int = 1
 

@@ -78,8 +78,8 @@ def play(episode: Episode) -> tuple[Tensor, Tensor, Adapted]:
     for k, adapted in episode.walk(episode.start, range(episode.steps)):
         if k in episode.measured:
             predictions = logits(episode.learner, adapted.theta, query)
-            rewards.append(episode.reward(predictions, query.labels))
-    return torch.stack(rewards).mean(), predictions, adapted
+            rewards.append(episode.weight(k) * episode.reward(predictions, query.labels))
+    return torch.stack(rewards).sum(), predictions, adapted
 
 
 def _mix(seed: int, index: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -76,6 +77,7 @@ class Reinforce(Estimator):
         UsageError: if ``sigma`` is not positive or ``population`` below 2.
     """
 
+    anneals: ClassVar[bool] = True
     sigma: float = 0.1
     population: int = 8
 

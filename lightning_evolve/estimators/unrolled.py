@@ -79,7 +79,7 @@ def unrolled(
     return Estimate(
         phi=dict(zip(phi, totals, strict=False)),
         theta=dict(zip(initial, totals[len(phi) :], strict=True)),
-        reward=torch.stack(rewards).mean(),
+        reward=torch.stack(rewards).sum(),
         logits=final,
         adapted=adapted,
     )
@@ -120,7 +120,7 @@ def _differentiate(
             adapted = _cut(end, "none")
         final = out.detach() if final is None and out is not None else final
         rewards = [reward.detach() for reward in scored] + rewards
-        objective = [torch.stack(scored).sum() / len(episode.measured)] if scored else []
+        objective = [torch.stack(scored).sum()] if scored else []
         # What later segments give to a source is where this one's sum begins, so that it is added
         # up over steps as in the whole graph: the order decides a floating-point sum.
         outputs = [*objective, *(tensors_of(end) if by_end else []), *sources]
@@ -148,12 +148,12 @@ def _differentiate(
 def _play(
     episode: Episode, begin: Adapted, steps: range, graph: Graph
 ) -> tuple[Adapted, Tensor | None, list[Tensor]]:
-    """Takes inner steps with one graph: the end, the last logits measured, and all rewards."""
+    """Takes inner steps with one graph: the end, the last logits measured, weighted rewards."""
     end, out, rewards = begin, None, []
     for k, end in episode.walk(begin, steps, graph):
         if k in episode.measured:
             out = logits(episode.learner, end.theta, episode.task.query)
-            rewards.append(episode.reward(out, episode.task.query.labels))
+            rewards.append(episode.weight(k) * episode.reward(out, episode.task.query.labels))
     return end, out, rewards
 
 
@@ -198,6 +198,7 @@ class Unrolled(Estimator):
     checkpoint: int = 0
     second_order: ClassVar[bool] = True
     learns_held: ClassVar[bool] = True
+    anneals: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the signs."""

@@ -84,7 +84,7 @@ def adapting(learner: Learner, patterns: Sequence[str], option: str = "adapt") -
     Args:
         learner: the base classifier.
         patterns: ``"all"``, ``"head"``, or shell patterns of parameter names such as
-            ``"encoder.layer.5.*"``.
+            ``"encoder.layer.5.*"``; those that begin with ``!`` leave out what they match.
         option: where the user gave them.
 
     Raises:
@@ -94,13 +94,17 @@ def adapting(learner: Learner, patterns: Sequence[str], option: str = "adapt") -
         >>> from lightning_evolve.learners import Head
         >>> list(adapting(Head(DataSpec(num_classes=2, shape=(3,))), ["head"]))
         ['head.weight', 'head.bias']
+        >>> list(adapting(Head(DataSpec(num_classes=2, shape=(3,))), ["all", "!*.bias"]))
+        ['hidden.weight', 'head.weight']
     """
     parameters = dict(learner.named_parameters())
-    globs = [{"all": "*", "head": "head.*"}.get(pattern, pattern) for pattern in patterns]
-    for pattern, glob in zip(patterns, globs, strict=True):
-        if not any(fnmatchcase(name, glob) for name in parameters):
+    found: dict[str, bool] = {}
+    for pattern in patterns:
+        name = pattern.removeprefix("!")
+        glob = {"all": "*", "head": "head.*"}.get(name, name)
+        matched = [name for name in parameters if fnmatchcase(name, glob)]
+        if not matched:
             shown = ", ".join(list(parameters)[:8])
             raise UsageError(f"{option}: {pattern!r} names no parameter; there are {shown}, ...")
-    return {
-        name: p for name, p in parameters.items() if any(fnmatchcase(name, glob) for glob in globs)
-    }
+        found |= dict.fromkeys(matched, not pattern.startswith("!"))
+    return {name: p for name, p in parameters.items() if found.get(name)}

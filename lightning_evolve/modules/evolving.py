@@ -72,11 +72,13 @@ class EvolvingClassifier(L.LightningModule):
         steps: inner steps K an episode.
         measurements: at how many evenly spaced inner steps the reward is measured, the last one
             among them; the episode's reward is their mean. More of them reward speed.
+        anneal: outer steps over which the weights of all measurements but the last fall to 0, as
+            MAML++ has it (Antoniou et al. 2019); 0 keeps all equal.
         theta: ``"episodic"`` starts each task from the initial theta; ``"persistent"`` carries
             theta and the rule's state on along the stream.
-        learn_init: learn the initial theta too (MAML, Finn et al. 2017). A list of patterns, as of
-            ``adapt``, names parameters to learn beside those that adapt: ``[all]`` with ``adapt:
-            [head]`` is ANIL (Raghu et al. 2020).
+        learn_init: learn the initial theta too (MAML, Finn et al. 2017). A list goes on from the
+            patterns of ``adapt``: ``[all]`` with ``adapt: [head]`` learns what does not adapt too
+            (ANIL, Raghu et al. 2020); ``["!head"]`` leaves the head's initial value as it is.
         adapt: which parameters adapt: ``all``, ``head``, or patterns of names.
         clip: largest norm of the meta-gradient, 0 for none.
         beta_schedule: ``"cosine"`` lets beta fall to 0 over the run.
@@ -102,6 +104,7 @@ class EvolvingClassifier(L.LightningModule):
         beta: float = 0.03,
         steps: int = 10,
         measurements: int = 1,
+        anneal: int = 0,
         theta: Literal["episodic", "persistent"] = "episodic",
         learn_init: bool | list[str] = False,
         adapt: list[str] | None = None,
@@ -121,6 +124,11 @@ class EvolvingClassifier(L.LightningModule):
             raise UsageError(f"steps is {steps}; an episode takes at least 1 inner step")
         if not 1 <= measurements <= steps:
             raise UsageError(f"measurements is {measurements}; give 1 to steps ({steps})")
+        if anneal < 0 or (anneal and measurements == 1):
+            raise UsageError(
+                f"anneal is {anneal} and measurements is {measurements}; give outer steps above 0 "
+                "and at least 2 measurements, or anneal: 0"
+            )
         if learn_init and theta == "persistent":
             raise UsageError(
                 "learn_init with persistent theta: theta never returns to its initial value; "
@@ -133,6 +141,11 @@ class EvolvingClassifier(L.LightningModule):
         self.estimator.check(
             reward=self.reward, steps=steps, measured=self.measured, learn_init=bool(learn_init)
         )
+        if anneal and not self.estimator.anneals:
+            raise UsageError(
+                f"anneal with {type(self.estimator).__name__}, which does not weigh measurements; "
+                "use the estimator Unrolled, FirstOrder or EvolutionStrategies, or anneal: 0"
+            )
         if self.estimator.remembers and theta == "persistent":
             raise UsageError(
                 f"{type(self.estimator).__name__} with persistent theta: its particles keep copies "
@@ -147,7 +160,7 @@ class EvolvingClassifier(L.LightningModule):
             )
         self.learner_factory = learner
         self.meta_learner_factory = meta_learner or (lambda params: Gains(params, horizon=steps))
-        self.alpha, self.beta, self.steps = alpha, beta, steps
+        self.alpha, self.beta, self.steps, self.anneal = alpha, beta, steps, anneal
         self.persistent, self.learn_init, self.adapt = theta == "persistent", learn_init, adapt
         self.clip, self.beta_schedule, self.seed = clip, beta_schedule, seed
         self.compiled = compile
@@ -219,8 +232,9 @@ class EvolvingClassifier(L.LightningModule):
             return {}
         learned = self.theta()
         if self.learn_init is not True:
-            learned |= adapting(self.learner, self.learn_init, "learn_init")
-        if not self.estimator.learns_held and len(learned) > len(self.theta()):
+            patterns = [*(self.adapt or ["all"]), *self.learn_init]
+            learned = adapting(self.learner, patterns, "learn_init")
+        if not self.estimator.learns_held and learned.keys() - self.theta().keys():
             raise UsageError(
                 f"{type(self.estimator).__name__} learns only parameters that adapt; use the "
                 "estimator Unrolled or FirstOrder, or learn_init: true"
@@ -230,6 +244,11 @@ class EvolvingClassifier(L.LightningModule):
     def start(self) -> Adapted:
         """Returns where an episode begins: theta, and a fresh or the persistent state."""
         theta = self.theta() if self.learn_init else detached(self.theta())
+        if self.learn_init:
+            # What adapts and is not learned takes part in the graph as the rest does.
+            theta = {
+                n: p if p.requires_grad else p.detach().requires_grad_() for n, p in theta.items()
+            }
         if self.persistent:
             assert self.state is not None, "build() comes first"
             self.state = matched(self.state, theta)
@@ -291,6 +310,7 @@ class EvolvingClassifier(L.LightningModule):
             carries_on=self.persistent,
             damping=self.estimator.damping,
             memory=memory,
+            early=max(0.0, 1 - self.global_step / self.anneal) if self.anneal else 1.0,
         )
 
     def training_step(self, batch: list[Task], batch_idx: int) -> None:
@@ -374,7 +394,8 @@ class EvolvingClassifier(L.LightningModule):
             task: with persistent theta its support batches are taken once each, else K steps.
 
         Returns:
-            Logits after the last step, and the mean reward over the measured steps.
+            Logits after the last step, and the mean reward over the measured steps, or what it is
+            annealed to.
         """
         steps = len(task.support) if self.persistent else self.steps
         rewards = []
@@ -399,7 +420,7 @@ class EvolvingClassifier(L.LightningModule):
                 if k == steps or k in self.measured:
                     predictions = logits(learner, adapted.theta, task.query)
                     rewards.append(self.reward(predictions, task.query.labels))
-        return predictions, torch.stack(rewards).mean()
+        return predictions, rewards[-1] if self.anneal else torch.stack(rewards).mean()
 
     def _evaluate(self, batch: Batch | list[Task], metrics: Any) -> None:
         if isinstance(batch, Batch):

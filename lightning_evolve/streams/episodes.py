@@ -23,6 +23,8 @@ class EpisodeStream(HeldOutClassesStream):
         test_tasks: episodes of a test.
         class_fractions: shares of the classes to train, to validate and to test on. A source whose
             own three splits have no class in common keeps them.
+        rotations: whether each class of images turned by 90, 180 and 270 degrees is a class too,
+            in the same split (Santoro et al. 2016).
         **source: arguments of `Stream`, such as ``source`` and ``encoder``.
 
     Raises:
@@ -39,6 +41,7 @@ class EpisodeStream(HeldOutClassesStream):
         val_tasks: int = 50,
         test_tasks: int = 100,
         class_fractions: tuple[float, float, float] = (0.5, 0.2, 0.3),
+        rotations: bool = False,
         **source: Any,
     ) -> None:
         at_least(1, shots=shots, queries=queries, val_tasks=val_tasks, test_tasks=test_tasks)
@@ -49,6 +52,7 @@ class EpisodeStream(HeldOutClassesStream):
             steps_per_epoch=steps_per_epoch,
             evaluated=(val_tasks, test_tasks),
             class_fractions=class_fractions,
+            rotations=rotations,
             **source,
         )
         self.shots = shots

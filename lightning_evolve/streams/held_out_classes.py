@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from lightning_evolve.data.arranged import Arranged
 from lightning_evolve.data.checks import at_least
 from lightning_evolve.data.held_out_classes import hold_out_classes
+from lightning_evolve.data.rotations import with_rotations
 from lightning_evolve.data.rows import Rows
 from lightning_evolve.data.splits import SPLITS, check_fractions
 from lightning_evolve.errors import UsageError
@@ -28,6 +29,7 @@ class HeldOutClassesStream(Stream):
         steps_per_epoch: outer steps of an epoch.
         evaluated: how many tasks to validate and to test on.
         class_fractions: shares of the classes to train, to validate and to test on.
+        rotations: whether each class of images turned by 90, 180 and 270 degrees is a class too.
         **source: arguments of `Stream`.
 
     Raises:
@@ -46,6 +48,7 @@ class HeldOutClassesStream(Stream):
         steps_per_epoch: int,
         evaluated: tuple[int, int],
         class_fractions: tuple[float, float, float],
+        rotations: bool = False,
         **source: Any,
     ) -> None:
         super().__init__(tasks_per_step=tasks_per_step, **source)
@@ -57,6 +60,7 @@ class HeldOutClassesStream(Stream):
         self.steps_per_epoch = steps_per_epoch
         self.evaluated = evaluated
         self.class_fractions = class_fractions
+        self.rotations = rotations
 
     def tasks(self, split: str, count: int, offset: int = 0) -> list[Task]:
         """Tasks of a split, each a function of the seed, the split and its index only.
@@ -93,9 +97,10 @@ class HeldOutClassesStream(Stream):
         return self.test_dataloader()
 
     def _arrange(self, source: dict[str, Rows]) -> Arranged:
-        return hold_out_classes(
+        arranged = hold_out_classes(
             source, self.ways, self.fewest, self.class_fractions, self.split_seed
         )
+        return with_rotations(arranged) if self.rotations else arranged
 
     def _spec(self, vocab_size: int) -> DataSpec:
         return DataSpec(self.ways, vocab_size, self.table.shape)

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_evolve.data import Pixels
 from lightning_evolve.errors import UsageError
-from lightning_evolve.estimators import EvolutionStrategies, FirstOrder, Unrolled
+from lightning_evolve.estimators import EvolutionStrategies, FirstOrder, PersistentES, Unrolled
 from lightning_evolve.learners import CNN
 from lightning_evolve.meta_learners import SGD, Adam, CoordinateMLP, Gains, Linear
 from lightning_evolve.modules import Classifier, EvolvingClassifier
@@ -182,6 +182,12 @@ def test_a_checkpoint_of_another_learner_is_refused(tmp_path):
         ({"beta": float("inf")}, "beta is inf"),
         ({"steps": 0}, "steps is 0"),
         ({"measurements": 3}, "measurements is 3"),
+        ({"anneal": 5}, "anneal is 5 and measurements is 1"),
+        ({"anneal": -1, "measurements": 2}, "anneal is -1"),
+        (
+            {"anneal": 5, "measurements": 2, "estimator": PersistentES(window=1)},
+            "anneal with PersistentES, which does not weigh measurements",
+        ),
         ({"clip": -1.0}, "clip is -1"),
         ({"estimator": Unrolled(truncation=5)}, "truncation is 5 and there are 2 inner steps"),
         ({"reward": Accuracy()}, "EvolutionStrategies"),

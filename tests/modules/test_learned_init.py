@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 
+import lightning as L
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from lightning_evolve.estimators import (
     first_order,
     unrolled,
 )
+from lightning_evolve.estimators.perturbation import play
 from lightning_evolve.inner_loop import Adapted, detached, inner_steps, logits
 from lightning_evolve.learners import CNN, Head
 from lightning_evolve.meta_learners import SGD, Gains
@@ -129,6 +131,14 @@ def test_a_list_names_what_is_learned_beside_what_adapts(tmp_path):
     assert moved(m, tmp_path) == {"conv2.weight", "conv2.bias", "head.weight", "head.bias"}
 
 
+@pytest.mark.parametrize("estimator", [Unrolled(), FirstOrder(), Reptile()])
+def test_a_list_leaves_out_what_keeps_its_initial_value(tmp_path, estimator):
+    m = module(meta_learner=SGD, estimator=estimator, learn_init=["!head"])
+    want = {f"{layer}.{kind}" for layer in ("conv1", "conv2") for kind in ("weight", "bias")}
+    assert moved(m, tmp_path) == want
+    assert {"head.weight", "head.bias"} < set(m.theta()), "it adapts all the same"
+
+
 def test_true_learns_what_adapts_alone(tmp_path):
     m = module(**{**ANIL, "learn_init": True})
     assert moved(m, tmp_path) == {"head.weight", "head.bias"}
@@ -182,3 +192,37 @@ def test_what_cannot_be_learned_is_refused(options, says):
 def test_evolution_strategies_cannot_learn_a_list_either():
     with pytest.raises(UsageError, match="initial theta"):
         module(**{**ANIL, "estimator": EvolutionStrategies()})
+
+
+def test_annealed_measurements_end_as_the_last_one_alone():
+    episode = anil_episode(measured=(1, 2, 3))
+    for early, weights in (
+        (1.0, (1 / 3, 1 / 3, 1 / 3)),
+        (0.5, (1 / 6, 1 / 6, 2 / 3)),
+        (0.0, (0, 0, 1)),
+    ):
+        weighed = episode._replace(early=early)
+        alone = [unrolled(episode._replace(measured=(k,), steps=k)) for k in episode.measured]
+        for estimate in (unrolled(weighed), unrolled(weighed, checkpoint=1)):
+            want = sum(w * float(e.reward) for w, e in zip(weights, alone, strict=True))
+            assert float(estimate.reward) == pytest.approx(want, rel=1e-12)
+            for name in estimate.theta:
+                want = sum(w * e.theta[name] for w, e in zip(weights, alone, strict=True))
+                torch.testing.assert_close(estimate.theta[name], want)
+        assert float(play(weighed)[0]) == pytest.approx(float(unrolled(weighed).reward), rel=1e-12)
+
+
+def test_measurements_are_annealed_over_outer_steps(tmp_path):
+    m = module(measurements=2, anneal=4)
+    early = []
+
+    class Look(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            early.append(pl_module.episode(batch[0]).early)
+
+    trainer(tmp_path, max_steps=6, callbacks=[Look()]).fit(m, datamodule=stream())
+    assert early == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    # Held-out tasks are scored by what it ends as, so that the best checkpoint means one thing.
+    task = m.trainer.datamodule.tasks("validation", 1)[0]
+    out, score = m.adapted_logits(task)
+    assert float(score) == pytest.approx(float(m.reward(out, task.query.labels)))
