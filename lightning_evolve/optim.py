@@ -253,10 +253,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if not inside:
                 continue
             lr, decay = float(group["lr"]), float(group["weight_decay"])
-            params = [p for _, p, _ in inside]
-            if decay:
-                torch._foreach_mul_(params, 1 - lr * decay)
-            torch._foreach_add_(params, [direction[name] for name, _, _ in inside], alpha=lr)
+            # One at a time where calls cost little, so that what decays is still in the cache.
+            for some in [inside] if inside[0].param.is_cuda else [[entry] for entry in inside]:
+                params = [p for _, p, _ in some]
+                if decay:
+                    torch._foreach_mul_(params, 1 - lr * decay)
+                torch._foreach_add_(params, [direction[name] for name, _, _ in some], alpha=lr)
 
     # ---------------------------------------------------------------- as of torch's optimizers
 

@@ -4,45 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.meta_learners.base import MetaLearner, State, named
+from lightning_evolve.meta_learners.coordinate_mlp_in_place import (
+    Network,
+    Seen,
+    overwrite_with_updates,
+)
 from lightning_evolve.meta_learners.features import mean_of, root_mean_square, safe_divisor
-from lightning_evolve.meta_learners.flat import as_matrix, chunks
-from lightning_evolve.meta_learners.foreach import on_temporaries
-from lightning_evolve.meta_learners.moments import adam_direction
+from lightning_evolve.meta_learners.flat import as_matrix
+from lightning_evolve.meta_learners.moments import adam_direction, adam_moments
 from lightning_evolve.tasks import Tensors
 
 _DECAYS = (0.9, 0.99, 0.999)
 _TIMES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
-_PER_COORDINATE, _PER_LINE = 16, 12
+_PER_COORDINATE, _PER_LINE = 16, 6
 _EPS = 1e-6
-# Coordinates that are squared, and that go through the network, at once where no graph is kept.
-_SQUARED, _CHUNK = 1 << 16, 1 << 14
-
-
-class _Seen(NamedTuple):
-    """What the network sees of one tensor, as matrices of R rows and C columns.
-
-    Args:
-        gradient: ``[R, C]``.
-        parameter: ``[R, C]``.
-        momenta: one for each of the three decays, ``[3, R, C]``.
-        second: the second moment with the last decay, ``[R, C]``.
-        rows: factored second moments relative to their mean, ``[3, R, 1]``.
-        columns: the same by column, ``[3, 1, C]``.
-    """
-
-    gradient: Tensor
-    parameter: Tensor
-    momenta: Tensor
-    second: Tensor
-    rows: Tensor
-    columns: Tensor
 
 
 class CoordinateMLP(MetaLearner):
@@ -94,7 +75,7 @@ class CoordinateMLP(MetaLearner):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.network = nn.Sequential(
-            nn.Linear(_PER_COORDINATE + _PER_LINE + len(_TIMES), hidden_size),
+            nn.Linear(_PER_COORDINATE + 2 * _PER_LINE + len(_TIMES), hidden_size),
             nn.ReLU(),
             nn.Linear(hidden_size, hidden_size),
             nn.ReLU(),
@@ -109,7 +90,7 @@ class CoordinateMLP(MetaLearner):
             0,
             {
                 "momenta": {n: m.new_zeros(count, *m.shape) for n, m in matrices.items()},
-                "v": {name: torch.zeros_like(p) for name, p in params.items()},
+                "v": {name: p.new_zeros(p.shape) for name, p in params.items()},
                 "rows": {n: m.new_zeros(count, m.shape[0], 1) for n, m in matrices.items()},
                 "columns": {n: m.new_zeros(count, 1, m.shape[1]) for n, m in matrices.items()},
             },
@@ -117,9 +98,10 @@ class CoordinateMLP(MetaLearner):
 
     def forward(self, grads: Tensors, params: Tensors, state: State) -> tuple[Tensors, State]:
         """See :class:`MetaLearner`."""
+        if not torch.is_grad_enabled():
+            return self._in_place(grads, params, state)
         gradients, step = [as_matrix(g) for g in grads.values()], state.step + 1
-        first = next(iter(grads.values()))
-        weights = 1 - first.new_tensor(_DECAYS)[:, None, None]
+        weights = self._weights(gradients[0])
 
         def averaged(kind: str, values: Sequence[Tensor]) -> list[Tensor]:
             past = state.accumulators[kind].values()
@@ -130,103 +112,112 @@ class CoordinateMLP(MetaLearner):
         rows = averaged("rows", [s.mean(dim=1, keepdim=True) for s in squares])
         columns = averaged("columns", [s.mean(dim=0, keepdim=True) for s in squares])
         past = [as_matrix(v) for v in state.accumulators["v"].values()]
-        decayed = torch._foreach_mul(past, _DECAYS[-1])
-        v = on_temporaries("addcmul", decayed, gradients, gradients, 1 - _DECAYS[-1])
+        v = torch._foreach_addcmul(
+            torch._foreach_mul(past, _DECAYS[-1]), gradients, gradients, 1 - _DECAYS[-1]
+        )
+        adam = adam_direction([m[0] for m in momenta], v, step)
+        network = self._network_at(step)
         direction = []
         for i, (g, p) in enumerate(zip(gradients, params.values(), strict=True)):
-            seen = _Seen(
-                g,
-                as_matrix(p),
-                momenta[i],
-                v[i],
-                rows[i] / mean_of(rows[i]),
-                columns[i] / mean_of(columns[i]),
-            )
-            direction.append(self._update(seen, step))
+            seen = Seen(g, as_matrix(p), momenta[i], v[i], adam[i])
+            direction.append(_update(network, seen, rows[i], columns[i]))
         if self.normalised:
-            adam = adam_direction([m[0] for m in momenta], v, step)
             lengths = torch._foreach_div(root_mean_square(adam), root_mean_square(direction))
-            direction = on_temporaries("mul", direction, lengths)
-        shaped = [d.view_as(g) for d, g in zip(direction, grads.values(), strict=True)]
+            direction = list(torch._foreach_mul(direction, lengths))
         second = [s.view_as(g) for s, g in zip(v, grads.values(), strict=True)]
         accumulators = {"momenta": momenta, "v": second, "rows": rows, "columns": columns}
-        return named(self.names, shaped), State(
+        return self._shaped(direction, grads), State(
             step, {kind: named(self.names, values) for kind, values in accumulators.items()}
         )
 
-    def _update(self, seen: _Seen, step: int) -> Tensor:
-        """The update of one tensor, ``[R, C]``, at a step counted from 1."""
-        first, second, last = (m for m in self.network if isinstance(m, nn.Linear))
-        count, width = seen.gradient.shape
-        inverse_rows, inverse_columns = _rsqrt(seen.rows), _rsqrt(seen.columns)
-        by_row = torch.cat([seen.rows, inverse_rows]).flatten(1)
-        by_column = torch.cat([seen.columns, inverse_columns]).flatten(1)
-        mean = mean_of(seen.second)
-        squares = torch.stack(
-            [_squares(seen, part, mean) for part in chunks(count, max(1, _SQUARED // width))]
-        ).sum(dim=0)
-        inner, lines, progress = torch.split(
-            first.weight, [_PER_COORDINATE, _PER_LINE, len(_TIMES)], dim=1
+    def _in_place(self, grads: Tensors, params: Tensors, state: State) -> tuple[Tensors, State]:
+        """The same where no graph is kept."""
+        kept = state.accumulators
+        if not state.donated:
+            kept = {kind: {n: t.clone() for n, t in ts.items()} for kind, ts in kept.items()}
+        grads = {name: g.contiguous() for name, g in grads.items()}
+        gradients = [as_matrix(g) for g in grads.values()]
+        first = {n: m[0].view_as(grads[n]) for n, m in kept["momenta"].items()}
+        moments = adam_moments(grads, State(state.step, {"m": first, "v": kept["v"]}, donated=True))
+        if moments.m[0] is not next(iter(first.values())):  # no fused kernel for these
+            torch._foreach_copy_(list(first.values()), moments.m)
+            kept = {**kept, "v": moments.state.accumulators["v"]}
+        for i, decay in enumerate(_DECAYS[1:], start=1):
+            momenta = [m[i] for m in kept["momenta"].values()]
+            torch._foreach_lerp_(momenta, gradients, 1 - decay)
+        adam = [as_matrix(d) for d in moments.direction]
+        lengths = root_mean_square(adam) if self.normalised else []
+        parts = (params.values(), kept["momenta"].values(), kept["v"].values(), adam)
+        seen = [
+            Seen(g, as_matrix(p).contiguous(), m, as_matrix(v), d)
+            for g, p, m, v, d in zip(gradients, *parts, strict=True)
+        ]
+        overwrite_with_updates(
+            self._network_at(moments.state.step),
+            seen,
+            list(kept["rows"].values()),
+            list(kept["columns"].values()),
+            weights=self._weights(gradients[0]),
+            eps=_EPS,
         )
-        # The normalisers go into the weights, and what is constant along a row, along a column or
-        # everywhere goes into the bias: no feature is ever stored for that.
-        inner = inner / safe_divisor(squares / seen.gradient.numel()).sqrt()
+        if self.normalised:
+            torch._foreach_mul_(adam, torch._foreach_div(lengths, root_mean_square(adam)))
+        return self._shaped(adam, grads), State(moments.state.step, kept)
+
+    def _weights(self, like: Tensor) -> Tensor:
+        return 1 - like.new_tensor(_DECAYS)[:, None, None]
+
+    def _shaped(self, direction: Sequence[Tensor], grads: Tensors) -> Tensors:
+        shaped = [d.view_as(g) for d, g in zip(direction, grads.values(), strict=True)]
+        return named(self.names, shaped)
+
+    def _network_at(self, step: int) -> Network:
+        """The network in a step counted from 1."""
+        first, second, last = (m for m in self.network if isinstance(m, nn.Linear))
+        inner, by_row, by_column, progress = torch.split(
+            first.weight, [_PER_COORDINATE, _PER_LINE, _PER_LINE, len(_TIMES)], dim=1
+        )
         times = first.bias.new_tensor([math.tanh((step - 1) / time - 1) for time in _TIMES])
-        constant = torch.addmv(first.bias, progress, times)
-        row_weights, column_weights = lines.chunk(2, dim=1)
-        by_row = (row_weights / safe_divisor(by_row.square().mean(dim=1)).sqrt()) @ by_row
-        by_column = (
-            column_weights / safe_divisor(by_column.square().mean(dim=1)).sqrt()
-        ) @ by_column
-        by_column = (by_column + constant[:, None])[:, None]
-        weight, bias = last.weight * self.scale, last.bias[:, None] * self.scale
-        parts = list(chunks(count, max(1, _CHUNK // width)))
-        room = seen.gradient.new_empty(_PER_COORDINATE, parts[0].stop, width)
-        updates = []
-        for part in parts:
-            f = _features(seen, part, mean, inverse_rows[:, part] * inverse_columns, room)
-            hidden = (by_row[:, part, None] + by_column).flatten(1).addmm_(inner, f).relu_()
-            hidden = torch.mm(second.weight, hidden).add_(second.bias[:, None]).relu_()
-            gain, extra = torch.mm(weight, hidden).add_(bias).view(2, -1, width)
-            (adam,) = adam_direction([seen.momenta[0, part]], [seen.second[part]], step)
-            updates.append(torch.addcmul(extra, gain.exp(), adam))
-        return updates[0] if len(updates) == 1 else torch.cat(updates)
+        return Network(
+            inner,
+            by_row,
+            by_column,
+            torch.addmv(first.bias, progress, times),
+            (second.weight, second.bias[:, None]),
+            (last.weight * self.scale, last.bias[:, None] * self.scale),
+        )
 
 
-def _features(seen: _Seen, part: slice, mean: Tensor, factors: Tensor, room: Tensor) -> Tensor:
-    """The features that each coordinate has of its own, ``[16, coordinates]``.
+def _update(network: Network, seen: Seen, rows: Tensor, columns: Tensor) -> Tensor:
+    """The update of one tensor, ``[R, C]``.
 
-    Written into ``room`` where no graph is kept; ``factors`` are 1 / sqrt(r c), a decay each.
+    The normalisers go into the weights, and what is constant along a row, along a column or
+    everywhere goes into the bias: no feature is ever stored for that.
     """
-    g, p, momenta = seen.gradient[part], seen.parameter[part], seen.momenta[:, part]
-    second = seen.second[part] / mean
-    inverse = _rsqrt(second)
-    if torch.is_grad_enabled():
-        single = torch.stack([g, p, second, inverse])
-        products = [single, momenta, momenta * inverse, g * factors, momenta * factors]
-        return torch.cat(products).flatten(1)
-    room = room[:, : len(g)]
-    torch.stack([g, p, second, inverse], out=room[:4])
-    room[4:7].copy_(momenta)
-    torch.mul(momenta, inverse, out=room[7:10])
-    torch.mul(g, factors, out=room[10:13])
-    torch.mul(momenta, factors, out=room[13:16])
-    return room.flatten(1)
+    g, p, momenta = seen.gradient, seen.parameter, seen.momenta
+    second, rows, columns = (
+        seen.second / mean_of(seen.second),
+        *(x / mean_of(x) for x in (rows, columns)),
+    )
+    inverse, inverse_rows, inverse_columns = _rsqrt(second), _rsqrt(rows), _rsqrt(columns)
+    factors = inverse_rows * inverse_columns
+    single = torch.stack([g, p, second, inverse])
+    products = [single, momenta, momenta * inverse, g * factors, momenta * factors]
+    features = torch.cat(products).flatten(1)
+    by_row = _normalised(network.by_row, torch.cat([rows, inverse_rows]).flatten(1))
+    by_column = _normalised(network.by_column, torch.cat([columns, inverse_columns]).flatten(1))
+    outer = by_row[:, :, None] + (by_column + network.bias[:, None])[:, None]
+    hidden = (outer.flatten(1) + _normalised(network.inner, features)).relu()
+    weight, bias = network.second
+    hidden = torch.addmm(bias, weight, hidden).relu()
+    weight, bias = network.last
+    gain, extra = torch.addmm(bias, weight, hidden).view(2, *g.shape)
+    return torch.addcmul(extra, gain.exp(), seen.adam)
 
 
-def _squares(seen: _Seen, part: slice, mean: Tensor) -> Tensor:
-    """The sum of squares of each of these features, without the features themselves."""
-    g, p = seen.gradient[part].flatten(), seen.parameter[part].flatten()
-    second = seen.second[part].flatten() / mean.flatten()
-    inverse = (second + _EPS).reciprocal_()
-    momenta = seen.momenta[:, part].square()
-    flat = momenta.flatten(1)
-    # The sum over rows and columns of x^2 / (r c) is a product of three matrices.
-    by_row, by_column = 1 / (seen.rows[:, part] + _EPS), 1 / (seen.columns + _EPS)
-    factored = (seen.gradient[part].square() @ by_column.flatten(1).T) * by_row.flatten(1).T
-    with_momenta = (momenta @ by_column.mT * by_row).sum(dim=(1, 2))
-    single = torch.stack([g @ g, p @ p, second @ second, inverse.sum()])
-    return torch.cat([single, flat.sum(dim=1), flat @ inverse, factored.sum(dim=0), with_momenta])
+def _normalised(weight: Tensor, features: Tensor) -> Tensor:
+    """A linear layer on features over their root mean square, ``[features, places]``."""
+    return (weight / safe_divisor(features.square().mean(dim=1)).sqrt()) @ features
 
 
 def _rsqrt(relative_moment: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def adam_moments(
     names, step = tuple(grads), state.step + 1
     g = list(grads.values())
     beta1, beta2 = betas
-    if not torch.is_grad_enabled() and _fusable(g):
+    if not torch.is_grad_enabled() and _fusable(g, state):
         return _fused(names, g, state, betas, eps)
     m = torch._foreach_lerp(list(state.accumulators["m"].values()), g, 1 - beta1)
     decayed = torch._foreach_mul(list(state.accumulators["v"].values()), beta2)
@@ -95,10 +95,14 @@ def adam_direction(
     return on_temporaries("mul", on_temporaries("reciprocal", root), m)
 
 
-def _fusable(gradients: list[Tensor]) -> bool:
-    """Whether torch's fused kernel takes these tensors: one device, one of its usual dtypes."""
+def _fusable(gradients: list[Tensor], state: State) -> bool:
+    """Whether torch's fused kernel takes these tensors: one device, one of its usual dtypes.
+
+    It goes through their memory whatever their strides, so the moments have to be contiguous.
+    """
     kinds = {(g.device.type, g.dtype) for g in gradients}
-    return len(kinds) == 1 and kinds <= _FUSED
+    moments = (t for kind in ("m", "v") for t in state.accumulators[kind].values())
+    return len(kinds) == 1 and kinds <= _FUSED and all(t.is_contiguous() for t in moments)
 
 
 _FUSED = {(d, t) for d in ("cpu", "cuda") for t in (torch.float32, torch.float64)}
@@ -111,7 +115,7 @@ def _fused(
 
     One pass over memory in place of eight. It agrees with the other way to rounding.
     """
-    step = state.step + 1
+    step, g = state.step + 1, [t.contiguous() for t in g]
     m, v = (
         [t if state.donated else t.clone() for t in state.accumulators[kind].values()]
         for kind in ("m", "v")

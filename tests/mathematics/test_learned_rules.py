@@ -21,12 +21,18 @@ from lightning_evolve.meta_learners import (
     MetaSGD,
     Muon,
 )
-from lightning_evolve.meta_learners import coordinate_mlp as mlp_file
+from lightning_evolve.meta_learners import coordinate_mlp_in_place as in_place
 from lightning_evolve.meta_learners.coordinate_lstm import log_sign
 from lightning_evolve.meta_learners.muon import orthogonalise
 from lightning_evolve.tasks import Batch, DataSpec, Task
 
-SHAPES = {"embedding.weight": (7, 4), "conv": (3, 2, 2, 2), "bias": (5,), "scale": ()}
+SHAPES = {
+    "embedding.weight": (7, 4),
+    "again": (7, 4),
+    "conv": (3, 2, 2, 2),
+    "bias": (5,),
+    "scale": (),
+}
 
 
 def tensors(seed, dtype=torch.float64):
@@ -148,7 +154,7 @@ def test_meta_sgd_starts_as_sgd():
 def test_meta_sgd_serves_the_tensors_it_was_learned_for_and_no_others():
     rule = stirred(MetaSGD(tensors(0), per="tensor"))
     part = {"bias": torch.zeros(5)}
-    assert rule.over(part).rates[0] is rule.rates[2]
+    assert rule.over(part).rates[0] is rule.rates[[*SHAPES].index("bias")]
     with pytest.raises(UsageError, match="MetaSGD has learned"):
         rule.over({"other": torch.zeros(5)})
 
@@ -245,9 +251,9 @@ def naive_mlp(rule, count=4):
 @pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize("graph", [False, True])
 def test_coordinate_mlp_is_the_naive_one(monkeypatch, normalised, graph):
-    """With and without a graph, and in chunks much smaller than a tensor."""
-    monkeypatch.setattr(mlp_file, "_CHUNK", 8)
-    monkeypatch.setattr(mlp_file, "_SQUARED", 12)
+    """With and without a graph, and in blocks much smaller than a tensor, the last a short one."""
+    monkeypatch.setattr(in_place, "_BLOCK", 8)
+    monkeypatch.setattr(in_place, "_SQUARED", 12)
     rule = stirred(CoordinateMLP(tensors(0), scale=0.5, normalised=normalised).double())
     want = naive_mlp(rule)
     with torch.set_grad_enabled(graph):

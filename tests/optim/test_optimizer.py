@@ -326,6 +326,37 @@ def test_64_bits_beside_32():
     equal(dict(model.head.named_parameters()), dict(both.head.named_parameters()))
 
 
+def channels_last(t):
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("rule", [Adam, Gains, CoordinateMLP, CoordinateLSTM, Muon])
+@pytest.mark.parametrize(
+    ("of_weight", "of_gradient"),
+    [
+        (torch.Tensor.clone, channels_last),
+        (channels_last, torch.Tensor.clone),
+        (channels_last, channels_last),
+        (torch.Tensor.clone, lambda g: g[:1, :1, :1, :1].expand_as(g)),
+    ],
+)
+def test_the_order_of_numbers_in_memory_changes_nothing(rule, of_weight, of_gradient):
+    """Torch's fused kernel would read memory as it comes, and past the end of an expanded one."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, 2, 2, generator=generator)
+    moved = []
+    for contiguous in (True, False):
+        draw = torch.Generator().manual_seed(1)
+        p = nn.Parameter(weight.clone() if contiguous else of_weight(weight))
+        optimizer = optimizer_of(nn.ParameterDict({"weight": p}), rule)
+        for _ in range(3):
+            gradient = of_gradient(torch.randn(4, 3, 2, 2, generator=draw))
+            p.grad = gradient.contiguous() if contiguous else gradient
+            optimizer.step()
+        moved.append(p.detach().contiguous())
+    torch.testing.assert_close(*moved)
+
+
 # ------------------------------------------------------------------ what is refused
 
 
