@@ -61,6 +61,10 @@ def test_every_lightning_evolve_command_runs(tmp_path, monkeypatch):
         if not command.startswith("lightning-evolve") or "--trainer.devices" in command:
             continue
         _, name, *rest = shlex.split(command)
+        if name == "export":
+            assert main([name, *rest]) == 0, command
+            ran.append(name)
+            continue
         if name == "repeat":
             rest[rest.index("--seeds") + 1] = "1"  # each seed is a process of its own
         if "--count" in rest:
@@ -76,7 +80,18 @@ def test_every_lightning_evolve_command_runs(tmp_path, monkeypatch):
         rest += ["--trainer.accelerator", "cpu"]
         assert main([name, *rest]) == 0, command
         ran.append(name)
-    assert ran == ["fit", "repeat", "fit", "fit", "test", "predict", "fit", "sweep", "sweep"]
+    assert ran == [
+        "fit",
+        "repeat",
+        "fit",
+        "fit",
+        "test",
+        "predict",
+        "fit",
+        "sweep",
+        "sweep",
+        "export",
+    ]
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ _MODULES = {
     "predict": "training",
     "repeat": "repeat",
     "sweep": "sweep",
+    "export": "export",
 }
 
 

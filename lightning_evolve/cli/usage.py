@@ -14,6 +14,7 @@ commands:
   predict    write predictions.csv
   repeat     fit once for each of several seeds, and give means and intervals over them
   sweep      fit with many settings from a sweep file of W&B, and find the best; needs no server
+  export     save the rule that a run has learned, for LearnedOptimizer
 
 options:
   -h, --help     this text; COMMAND --help for the options of a command
@@ -112,6 +113,17 @@ examples:
   lightning-evolve sweep sweeps/alpha_beta.yaml --resume
 """
 
+_EXPORT = """\
+usage: lightning-evolve export RUN FOLDER
+
+Saves the rule that a run has learned, of its best checkpoint (of the last, where no best one was
+kept), as a folder for LearnedOptimizer.from_pretrained: rule.safetensors, config.json and a model
+card. A rule that is there already is replaced.
+
+example:
+  lightning-evolve export runs/quickstart my_rule
+"""
+
 
 def _evaluate(command: str, what: str) -> str:
     return _EVALUATE.format(command=command, what=what, common=_COMMON)
@@ -133,4 +145,5 @@ USAGE = {
     ),
     "repeat": _REPEAT,
     "sweep": _SWEEP,
+    "export": _EXPORT,
 }
