@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lightning_evolve.inner_loop import adapt as adapt
     from lightning_evolve.modules import Classifier as Classifier
     from lightning_evolve.modules import EvolvingClassifier as EvolvingClassifier
+    from lightning_evolve.modules import EvolvingRule as EvolvingRule
     from lightning_evolve.optim import LearnedOptimizer as LearnedOptimizer
     from lightning_evolve.tasks import Batch as Batch
     from lightning_evolve.tasks import DataSpec as DataSpec
@@ -22,6 +23,7 @@ _HOME = {
     "Classifier": "modules",
     "DataSpec": "tasks",
     "EvolvingClassifier": "modules",
+    "EvolvingRule": "modules",
     "LearnedOptimizer": "optim",
     "Task": "tasks",
     "UsageError": "errors",

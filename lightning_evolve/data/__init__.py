@@ -3,9 +3,19 @@
 from lightning_evolve.data.encoders import CheckpointTokenizer as CheckpointTokenizer
 from lightning_evolve.data.encoders import Encoder as Encoder
 from lightning_evolve.data.encoders import FrozenFeatures as FrozenFeatures
+from lightning_evolve.data.encoders import LatentWords as LatentWords
 from lightning_evolve.data.encoders import Pixels as Pixels
 from lightning_evolve.data.encoders import Words as Words
 from lightning_evolve.data.rows import Rows as Rows
 from lightning_evolve.data.sources import load as load
 
-__all__ = ["CheckpointTokenizer", "Encoder", "FrozenFeatures", "Pixels", "Rows", "Words", "load"]
+__all__ = [
+    "CheckpointTokenizer",
+    "Encoder",
+    "FrozenFeatures",
+    "LatentWords",
+    "Pixels",
+    "Rows",
+    "Words",
+    "load",
+]

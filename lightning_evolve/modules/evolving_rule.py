@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-from lightning_evolve.estimators import Estimator
+from lightning_evolve.errors import UsageError
+from lightning_evolve.estimators import Estimate, Estimator
 from lightning_evolve.estimators.perturbation import generator
 from lightning_evolve.inner_loop import Adapted, detached
 from lightning_evolve.learners.base import Learner, LearnerFactory
 from lightning_evolve.meta_learners import Gains, MetaLearnerFactory
+from lightning_evolve.modules.balance import Balance
 from lightning_evolve.modules.building import build
 from lightning_evolve.modules.evolving import EvolvingClassifier, Players, source_of
 from lightning_evolve.modules.learners import Learners
@@ -30,9 +32,10 @@ class EvolvingRule(EvolvingClassifier):
     (:meth:`MetaLearner.over`). And each episode begins from another initial theta, a function of
     the seed and the task's index: what a rule learns about one start is of no use elsewhere.
 
-    The outer step averages over tasks of all families. So that none of them decides alone, the
-    reward is by default relative (:class:`RelativeLoss`), and the validation's metrics are means
-    over the families; ``val/FAMILY/loss`` is that of one.
+    The outer step averages over tasks of all families, each family's estimates divided by the root
+    mean square of their norm (:class:`Balance`), so that none decides alone. The reward is by
+    default the logarithm of the loss (:class:`RelativeLoss`), so that a mean over families is one
+    of ratios. The validation's metrics are such means; ``val/FAMILY/loss`` is that of one family.
 
     Args:
         learners: what builds the learner of each family, by the family's name in the stream.
@@ -96,6 +99,7 @@ class EvolvingRule(EvolvingClassifier):
             UsageError: if phi belongs to single tensors.
         """
         super().build(spec)
+        self.balance = Balance(list(spec.families))
         for family in spec.families:
             self.meta_learner.over(dict(self._member(family).named_parameters()))
 
@@ -124,6 +128,24 @@ class EvolvingRule(EvolvingClassifier):
         )
         like = self._member(family).named_parameters()
         return detached({name: drawn[name].to(p) for name, p in like})
+
+    def check_share(self, parts: int) -> None:
+        """Refuses to share a task, of whose estimate the norm has to be known.
+
+        Args:
+            parts: processes a task.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            f"EvolvingRule cannot share a task among {parts} processes; give {parts} times the "
+            "--data.tasks_per_step"
+        )
+
+    def _weighed(self, batch: list[Task], estimates: list[Estimate]) -> list[Estimate]:
+        add_up = partial(self.trainer.strategy.reduce, reduce_op="sum")
+        return self.balance([task.family for task in batch], estimates, add_up)
 
     def _metrics(self, prefix: str) -> Any:
         assert self.spec is not None, "build() sets it"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_evolve.data import CheckpointTokenizer, FrozenFeatures, Pixels, Words
+from lightning_evolve.data import CheckpointTokenizer, FrozenFeatures, LatentWords, Pixels, Words
 from lightning_evolve.data.encoders import encode
 from lightning_evolve.data.rows import Rows
 from lightning_evolve.errors import UsageError
@@ -90,6 +90,24 @@ def test_an_encoder_for_other_rows(cache):
         encode(Words(), images, images, cache)
     with pytest.raises(UsageError, match=r"Pixels reads images.*has texts: use Words"):
         encode(Pixels(), TRAINING, TRAINING, cache)
+
+
+# LatentWords
+
+
+def test_latent_words_are_the_main_axes_of_the_training_rows():
+    sports, cooking = ["ball goal team", "goal team match"], ["salt oven bread", "oven bread dough"]
+    encoder = LatentWords(size=2)
+    encoder.fit(texts(*sports, *cooking))
+    features = encoder.encode(texts("ball match", "salt dough", "goal", "zebra"))["features"]
+    assert features.shape == (4, 2)
+    assert features.dtype == torch.float32
+    ball, salt, goal, zebra = features
+    # Words that never occur together are near each other if they occur with the same ones.
+    assert torch.allclose(ball, goal, atol=1e-4)
+    assert abs(ball @ salt) < 1e-4
+    assert ball.square().mean() == pytest.approx(1)
+    assert not zebra.any()
 
 
 # Pixels

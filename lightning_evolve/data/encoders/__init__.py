@@ -6,7 +6,16 @@ from lightning_evolve.data.encoders.checkpoint_tokenizer import (
     CheckpointTokenizer as CheckpointTokenizer,
 )
 from lightning_evolve.data.encoders.frozen_features import FrozenFeatures as FrozenFeatures
+from lightning_evolve.data.encoders.latent_words import LatentWords as LatentWords
 from lightning_evolve.data.encoders.pixels import Pixels as Pixels
 from lightning_evolve.data.encoders.words import Words as Words
 
-__all__ = ["CheckpointTokenizer", "Encoder", "FrozenFeatures", "Pixels", "Words", "encode"]
+__all__ = [
+    "CheckpointTokenizer",
+    "Encoder",
+    "FrozenFeatures",
+    "LatentWords",
+    "Pixels",
+    "Words",
+    "encode",
+]
