@@ -145,7 +145,9 @@ class EvolvingRule(EvolvingClassifier):
 
     def _weighed(self, batch: list[Task], estimates: list[Estimate]) -> list[Estimate]:
         add_up = partial(self.trainer.strategy.reduce, reduce_op="sum")
-        return self.balance([task.family for task in batch], estimates, add_up)
+        families = [task.family for task in batch]
+        balanced: list[Estimate] = self.balance(families, estimates, add_up)
+        return balanced
 
     def _metrics(self, prefix: str) -> Any:
         assert self.spec is not None, "build() sets it"
