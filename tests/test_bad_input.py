@@ -65,6 +65,14 @@ def test_without_a_mistake_it_runs(place):
         (["--model.estimator.truncation", "3"], "truncation is 3 and there are 2 inner steps"),
         (["--model.estimator.checkpoint", "-1"], "checkpoint is -1"),
         (["--model.estimator", "{class_path: PersistentES, init_args: {window: 3}}"], "1, 2"),
+        (
+            ["--model.estimator", "{class_path: Reinforce, init_args: {population: 1}}"],
+            "population is 1",
+        ),
+        (
+            ["--model.estimator", "{class_path: EvolutionStrategies, init_args: {sigma: 0}}"],
+            "sigma is 0",
+        ),
         (["--model.estimator", "Implicit"], "give learn_init: true"),
         (["--model.estimator", "Reptile", "--model.learn_init", "true"], "phi of Gains"),
         (["--model.reward", "Accuracy"], "EvolutionStrategies"),

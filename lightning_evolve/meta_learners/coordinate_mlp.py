@@ -33,7 +33,8 @@ class CoordinateMLP(MetaLearner):
 
     The 39 features f of a coordinate are
 
-    - its gradient g, its parameter, and momenta m with decays 0.9, 0.99 and 0.999;
+    - its gradient g, its parameter, and momenta m with decays 0.9, 0.99 and 0.999 (the paper
+      learns them from there on);
     - the second moment v with decay 0.999, :math:`1 / \sqrt v` and :math:`m / \sqrt v`;
     - second moments of its row r and column c with decays 0.9, 0.99 and 0.999 (Adafactor, Shazeer
       and Stern 2018), :math:`1 / \sqrt r`, :math:`1 / \sqrt c`, :math:`g / \sqrt{r c}` and
@@ -45,9 +46,10 @@ class CoordinateMLP(MetaLearner):
     is a matrix of one column, and further dimensions count as columns. The paper's rule is the
     term with o_2 alone from random weights; here the last layer starts at zero: exactly Adam.
 
-    With ``normalised`` the update of each tensor is brought to the root mean square of Adam's, as
-    in Celo2 (whose two hidden layers of 8 are the default here): the network chooses where to go,
-    and alpha and Adam how far.
+    With ``normalised`` the network chooses where to go, and not how far, as in Celo2 (2026), whose
+    two hidden layers of 8 are the default here: there the update of each tensor is brought to a
+    root mean square of 1, and here to that of Adam's. What else Celo2 has is left to other parts:
+    AdamW for vectors and embeddings, orthogonal updates, and no progress among the features.
 
     Args:
         params: the parameters that will adapt.

@@ -265,6 +265,58 @@ def test_schedulers_closures_and_hooks():
     torch.testing.assert_close(one, two, rtol=1e-7, atol=1e-9)
 
 
+def test_one_cycle_and_the_scaler_of_16_bit_losses():
+    ours, theirs = Net(torch.float64), Net(torch.float64)
+
+    def run(model, optimizer):
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=0.05, total_steps=8, cycle_momentum=False
+        )
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for step in range(6):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, step)).backward()
+            if step == 3:  # the scaler passes over what has overflown
+                model.norm.bias.grad[0] = float("inf")
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            scaler.step(optimizer)
+            scaler.update()
+            schedule.step()
+        return dict(model.named_parameters())
+
+    one = LearnedOptimizer(ours.named_parameters(), Gains, lr=0.02)
+    two = torch.optim.Adam(theirs.parameters(), lr=0.02)
+    equal(run(ours, one), run(theirs, two), rtol=1e-7, atol=1e-9)
+    assert {state["step"] for state in one.state.values()} == {5}
+
+
+def test_a_state_goes_to_parameters_of_another_precision():
+    model, other, whole = Net(), Net(torch.float64), Net(torch.float64)
+    optimizer = optimizer_of(model, CoordinateMLP)
+    train(model, optimizer, steps=3)
+    resumed = optimizer_of(other, CoordinateMLP)
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(optimizer.state_dict())
+    train(other, resumed, steps=2, first=3)
+    train(whole, optimizer_of(whole, CoordinateMLP))
+    equal(dict(other.named_parameters()), dict(whole.named_parameters()), rtol=1e-3, atol=1e-4)
+    kinds = {t.dtype for s in resumed.state.values() for t in s.values() if torch.is_tensor(t)}
+    assert kinds == {torch.float64}
+
+
+def test_a_state_of_other_groups_is_refused_as_torchs_optimizers_do():
+    model = Net()
+    head = list(model.head.named_parameters())
+    rest = [(n, p) for n, p in model.named_parameters() if not n.startswith("head")]
+    one = LearnedOptimizer([{"params": head}, {"params": rest}], Adam)
+    other = LearnedOptimizer([{"params": rest}, {"params": head}], Adam)
+    train(model, one, steps=1)
+    with pytest.raises(ValueError, match="doesn't match the size"):
+        other.load_state_dict(one.state_dict())
+    assert not other.state
+
+
 def test_zero_grad_and_steps_without_gradients_change_nothing():
     model = Net()
     optimizer = optimizer_of(model, weight_decay=0.1)
