@@ -65,7 +65,7 @@ def logits(learner: Learner, theta: Tensors, batch: Batch, *, second_order: bool
         digits that bfloat16, in which autocast returns them, does not have.
     """
     learner.second_order = second_order
-    out: Tensor = functional_call(learner, theta, (), batch.inputs)
+    out: Tensor = functional_call(learner, theta, (), batch.inputs, tie_weights=learner.tied)
     return out if out.dtype == torch.float64 else out.float()
 
 
@@ -94,32 +94,50 @@ def inner_steps(
         pull: a proximal term, whose gradient is added to that of the support loss.
 
     Yields:
-        The learner after each step.
+        The learner after each step. Without a graph the next step may overwrite the rule's state
+        in it, which saves a copy of every accumulator.
     """
-    theta, state = start
+    at = start
     for k in steps:
         batch = task.support[k % len(task.support)]
-        with torch.enable_grad():
-            at = theta if graph == "full" else detached(theta, requires_grad=True)
-            second_order = graph == "full"
-            loss = functional.cross_entropy(
-                logits(learner, at, batch, second_order=second_order), batch.labels
-            )
-            # Parameters that the loss does not reach (an unused pooler) get zeros and stay.
-            gradients = torch.autograd.grad(
-                loss, list(at.values()), create_graph=second_order, materialize_grads=True
-            )
-        # Autocast is for the learner: a rule's network computes in the precision of theta.
-        full = torch.autocast(loss.device.type, enabled=False)
-        with torch.set_grad_enabled(graph != "none"), full:
-            if pull:
-                away = torch._foreach_sub(list(theta.values()), list(pull.anchor.values()))
-                gradients = torch._foreach_add(gradients, away, alpha=pull.damping)
-            grads = dict(zip(theta, gradients, strict=True))
-            direction, state = meta_learner(grads, theta, state)
-            moved = torch._foreach_add(list(theta.values()), list(direction.values()), alpha=alpha)
-            theta = dict(zip(theta, moved, strict=True))
-        yield Adapted(theta, state)
+        at = _inner_step(learner, meta_learner, at, batch, alpha, graph, pull)
+        yield at
+        if graph == "none":
+            at = Adapted(at.theta, at.state._replace(donated=True))
+
+
+def _inner_step(
+    learner: Learner,
+    meta_learner: MetaLearner,
+    start: Adapted,
+    batch: Batch,
+    alpha: float,
+    graph: Graph,
+    pull: Pull | None,
+) -> Adapted:
+    """One inner step: a function, so that its gradients are not kept while the next one runs."""
+    theta, state = start
+    with torch.enable_grad():
+        at = theta if graph == "full" else detached(theta, requires_grad=True)
+        second_order = graph == "full"
+        loss = functional.cross_entropy(
+            logits(learner, at, batch, second_order=second_order), batch.labels
+        )
+        # Parameters that the loss does not reach (an unused pooler) get zeros and stay.
+        gradients = torch.autograd.grad(
+            loss, list(at.values()), create_graph=second_order, materialize_grads=True
+        )
+    # Autocast is for the learner: a rule's network computes in the precision of theta.
+    full = torch.autocast(loss.device.type, enabled=False)
+    with torch.set_grad_enabled(graph != "none"), full:
+        if pull:
+            away = torch._foreach_sub(list(theta.values()), list(pull.anchor.values()))
+            gradients = torch._foreach_add(gradients, away, alpha=pull.damping)
+        grads = dict(zip(theta, gradients, strict=True))
+        direction, state = meta_learner(grads, theta, state)
+        # One by one: with a graph torch._foreach_add would keep every direction alive.
+        moved = {n: torch.add(p, direction[n], alpha=alpha) for n, p in theta.items()}
+    return Adapted(moved, state)
 
 
 def adapt(

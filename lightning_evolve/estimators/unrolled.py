@@ -60,7 +60,7 @@ def unrolled(
     phi = episode.meta_learner.phi()
     initial = {**episode.learned_theta(), **episode.learned_held()}
     sources = [*phi.values(), *initial.values()]
-    totals = [torch.zeros_like(source) for source in sources]
+    totals: list[Tensor | None] = [None] * len(sources)
     rewards: list[Tensor] = []
     adapted, final = episode.start, None
     with torch.enable_grad():
@@ -72,17 +72,24 @@ def unrolled(
             final = played.logits if played.logits is not None else final
             rewards += played.rewards
             totals = [
-                total if gradient is None else total + gradient
+                _sum(total, gradient)
                 for total, gradient in zip(totals, played.gradients, strict=True)
             ]
+    # A source that no reward depends on.
+    found = [torch.zeros_like(s) if t is None else t for s, t in zip(sources, totals, strict=True)]
     assert final is not None, "the last step is always measured"
     return Estimate(
-        phi=dict(zip(phi, totals, strict=False)),
-        theta=dict(zip(initial, totals[len(phi) :], strict=True)),
+        phi=dict(zip(phi, found, strict=False)),
+        theta=dict(zip(initial, found[len(phi) :], strict=True)),
         reward=torch.stack(rewards).sum(),
         logits=final,
         adapted=adapted,
     )
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum of two gradients, of which None is zero."""
+    return b if a is None else a if b is None else a + b
 
 
 class _Played(NamedTuple):

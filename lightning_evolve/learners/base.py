@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 from torch import nn
 
@@ -32,6 +33,15 @@ class Learner(nn.Module):
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()
         self.spec = spec
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether a parameter has two names; found out once, for it takes as long as a small layer.
+
+        To be asked of a learner that is whole.
+        """
+        names = self.named_parameters(remove_duplicate=False)
+        return len([*names]) > len([*self.parameters()])
 
 
 LearnerFactory = Callable[[DataSpec], Learner]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 
-import torch
 from torch import Tensor, nn
 
 from lightning_evolve.learners.base import Learner
 from lightning_evolve.learners.checks import check_kind, check_sizes
+from lightning_evolve.learners.recurrence import lstm_layer
 from lightning_evolve.tasks import DataSpec
 
 # An inner loop's parameters are new tensors in each step, so cuDNN can never have them in the one
@@ -61,7 +61,7 @@ class LSTM(Learner):
 
 
 def unroll(lstm: nn.LSTM, inputs: Tensor) -> Tensor:
-    """What ``lstm(inputs)[0]`` is, by operations that can be differentiated any number of times.
+    """What ``lstm(inputs)[0]`` is, by a loop that can be differentiated twice.
 
     Args:
         lstm: one layer, one direction, ``batch_first``.
@@ -70,19 +70,9 @@ def unroll(lstm: nn.LSTM, inputs: Tensor) -> Tensor:
     Returns:
         The hidden states, shape ``[rows, tokens, units]``.
     """
-    # One matrix product for the inputs of all time steps; unbind rather than indexing, whose
-    # backward pass would fill a tensor of the whole sequence's size at each step.
-    ((weight_ih, weight_hh, bias_ih, bias_hh),) = lstm.all_weights
-    projected = nn.functional.linear(inputs.transpose(0, 1), weight_ih, bias_ih + bias_hh)
-    hidden = cell = inputs.new_zeros(len(inputs), lstm.hidden_size)
-    states = []
-    for step in projected.unbind(0):
-        gates = torch.addmm(step, hidden, weight_hh.t())
-        take, keep, new, show = gates.chunk(4, dim=1)
-        cell = keep.sigmoid() * cell + take.sigmoid() * new.tanh()
-        hidden = show.sigmoid() * cell.tanh()
-        states.append(hidden)
-    return torch.stack(states, dim=1)
+    ((w_x, w_h, bias_x, bias_h),) = lstm.all_weights
+    along_time = inputs.transpose(0, 1).contiguous()
+    return lstm_layer(along_time, w_x, w_h, bias_x + bias_h).transpose(0, 1)
 
 
 def masked_mean(states: Tensor, attention_mask: Tensor) -> Tensor:
@@ -95,6 +85,7 @@ def masked_mean(states: Tensor, attention_mask: Tensor) -> Tensor:
     Returns:
         Means, shape ``[rows, units]``.
 
+    >>> import torch
     >>> masked_mean(torch.tensor([[[2.0], [4.0], [9.0]]]), torch.tensor([[1, 1, 0]]))
     tensor([[3.]])
     """

@@ -116,12 +116,13 @@ class Gains(MetaLearner):
         # m_hat over the root of the tensor's mean v_hat: Adam's direction with one normaliser a
         # tensor, on the same scale.
         step, (beta1, beta2) = moments.state.step, self.betas
-        means = torch.stack([v.mean() for v in moments.v]) / (1 - beta2**step)
-        shared = -1 / ((means.clamp_min(TINY).sqrt() + self.eps) * (1 - beta1**step))
+        correction1, correction2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
+        root = torch.stack([v.mean() for v in moments.v]).clamp_min(TINY).sqrt()
+        shared = -(root * (correction1 / correction2) + correction1 * self.eps).reciprocal()
         gains = (self.log_gains[self.rows] + self.schedule(state.step)).exp()
-        sharing = self.sharing[self.rows]
-        own = list((gains * (1 - sharing)).unbind())
+        jointly = gains * self.sharing[self.rows]
+        own = list((gains - jointly).unbind())
         direction = on_temporaries("mul", moments.direction, own)
         # Nothing remembers the product, so that it can be added to in place.
-        torch._foreach_addcmul_(direction, moments.m, list((gains * sharing * shared).unbind()))
+        torch._foreach_addcmul_(direction, moments.m, list((jointly * shared).unbind()))
         return named(self.names, direction), moments.state
