@@ -120,9 +120,7 @@ def _inner_step(
     with torch.enable_grad():
         at = theta if graph == "full" else detached(theta, requires_grad=True)
         second_order = graph == "full"
-        loss = functional.cross_entropy(
-            logits(learner, at, batch, second_order=second_order), batch.labels
-        )
+        loss = support_loss(logits(learner, at, batch, second_order=second_order), batch.labels)
         # Parameters that the loss does not reach (an unused pooler) get zeros and stay.
         gradients = torch.autograd.grad(
             loss, list(at.values()), create_graph=second_order, materialize_grads=True
@@ -138,6 +136,18 @@ def _inner_step(
         # One by one: with a graph torch._foreach_add would keep every direction alive.
         moved = {n: torch.add(p, direction[n], alpha=alpha) for n, p in theta.items()}
     return Adapted(moved, state)
+
+
+def support_loss(predictions: Tensor, labels: Tensor) -> Tensor:
+    """Returns the cross-entropy, the mean over rows; of several tasks the sum, a gradient for each.
+
+    Args:
+        predictions: logits ``[rows, num_classes]``, or ``[tasks, rows, num_classes]``.
+        labels: ``[rows]`` or ``[tasks, rows]``.
+    """
+    if labels.dim() == 1:
+        return functional.cross_entropy(predictions, labels)
+    return len(labels) * functional.cross_entropy(predictions.flatten(0, 1), labels.flatten())
 
 
 def adapt(

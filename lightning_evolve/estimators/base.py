@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -135,6 +135,17 @@ class Estimator:
         """Plays an episode and estimates the gradient."""
         raise NotImplementedError
 
+    def play(self, episodes: Sequence[Episode]) -> list[Estimate]:
+        """Plays the episodes of an outer step, by default one after another.
+
+        Args:
+            episodes: one a task.
+
+        Returns:
+            One estimate a task, of which the mean counts.
+        """
+        return [self(episode) for episode in episodes]
+
     def check(
         self, *, reward: Reward, steps: int, measured: tuple[int, ...], learn_init: bool
     ) -> None:
@@ -150,6 +161,16 @@ class Estimator:
             UsageError: with a sentence that names what would serve instead.
         """
         raise NotImplementedError
+
+    def check_learner(self, learner: Learner) -> None:
+        """Refuses learners that this estimator can't serve; by default it serves all.
+
+        Args:
+            learner: the base classifier, once it is built.
+
+        Raises:
+            UsageError: with a sentence that says what to give instead.
+        """
 
     def check_rule(self, meta_learner: MetaLearner) -> None:
         """Refuses rules that this estimator can't learn; by default it takes all.

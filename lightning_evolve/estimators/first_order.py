@@ -37,9 +37,10 @@ class FirstOrder(Unrolled):
     Args:
         truncation: inner steps that the gradient flows through, 0 for all K.
         checkpoint: as in :class:`Unrolled`.
+        batched: as in :class:`Unrolled`.
 
     Raises:
-        UsageError: if either is negative.
+        UsageError: if a number is negative.
     """
 
     second_order: ClassVar[bool] = False

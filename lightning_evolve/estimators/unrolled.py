@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -16,6 +17,11 @@ from lightning_evolve.estimators.base import (
     Estimator,
     windows,
 )
+from lightning_evolve.estimators.batched import (
+    all_at_once,
+    check_batched_learner,
+    check_batched_rule,
+)
 from lightning_evolve.estimators.room import graph_bytes, machine_bytes
 from lightning_evolve.inner_loop import (
     Adapted,
@@ -26,6 +32,8 @@ from lightning_evolve.inner_loop import (
     tensors_of,
     with_tensors,
 )
+from lightning_evolve.learners.base import Learner
+from lightning_evolve.meta_learners.base import MetaLearner
 from lightning_evolve.rewards import Reward
 
 
@@ -196,13 +204,18 @@ class Unrolled(Estimator):
             takes about 1.2 times as long; instead of the graph of all steps there is that of so
             many at a time, and a copy of theta and the rule's state for each. From 1 to the root
             of K is best.
+        batched: play all tasks of an outer step at once, which takes the memory of all their graphs
+            together: on one CPU core 1.4 to 3.7 times as fast for Head, 1.5 to 1.9 for CNN on 16x16
+            pixels with 8 and 16 channels, 1.05 on 28x28 with 32 and 64. For learners and rules that
+            :mod:`lightning_evolve.estimators.batched` knows, and tasks of the same shapes.
 
     Raises:
-        UsageError: if either is negative.
+        UsageError: if a number is negative.
     """
 
     truncation: int = 0
     checkpoint: int = 0
+    batched: bool = False
     second_order: ClassVar[bool] = True
     learns_held: ClassVar[bool] = True
     anneals: ClassVar[bool] = True
@@ -221,6 +234,20 @@ class Unrolled(Estimator):
     def __call__(self, episode: Episode) -> Estimate:
         """See :func:`unrolled`."""
         return unrolled(episode, truncation=self.truncation, checkpoint=self.checkpoint)
+
+    def play(self, episodes: Sequence[Episode]) -> list[Estimate]:
+        """See :meth:`Estimator.play`."""
+        return all_at_once(self, episodes) if self.batched else super().play(episodes)
+
+    def check_learner(self, learner: Learner) -> None:
+        """See :meth:`Estimator.check_learner`."""
+        if self.batched:
+            check_batched_learner(learner)
+
+    def check_rule(self, meta_learner: MetaLearner) -> None:
+        """See :meth:`Estimator.check_rule`."""
+        if self.batched:
+            check_batched_rule(meta_learner)
 
     def check(
         self, *, reward: Reward, steps: int, measured: tuple[int, ...], learn_init: bool

@@ -31,6 +31,7 @@ class Adam(MetaLearner):
         UsageError: if a pattern names no parameter.
     """
 
+    elementwise = True
     accumulators = ("m", "v")
 
     def __init__(

@@ -46,10 +46,13 @@ class MetaLearner(nn.Module):
         version: goes up when the same numbers in phi come to mean something else, so that saved
             ones are refused.
         options: the keyword arguments that the rule was built with.
+        elementwise: whether a coordinate's direction depends on nothing but its own gradients, so
+            that tensors may have a task dimension in front.
         shapes: shape of each tensor that it was built for, by name.
     """
 
     version: ClassVar[int] = 1
+    elementwise: ClassVar[bool] = False
     accumulators: tuple[str, ...] = ()
     options: dict[str, Any]
 

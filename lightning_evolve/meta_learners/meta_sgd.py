@@ -40,6 +40,8 @@ class MetaSGD(MetaLearner):
         {'w': tensor([-0.5000,  2.0000])}
     """
 
+    elementwise = True
+
     def __init__(
         self,
         params: Tensors,

@@ -22,6 +22,8 @@ class SGD(MetaLearner):
         {'w': tensor([-0.5000])}
     """
 
+    elementwise = True
+
     def forward(self, grads: Tensors, params: Tensors, state: State) -> tuple[Tensors, State]:
         """See :class:`MetaLearner`."""
         direction = torch._foreach_neg(list(grads.values()))
@@ -39,6 +41,7 @@ class Momentum(MetaLearner):
         UsageError: if ``momentum`` is outside 0..1.
     """
 
+    elementwise = True
     accumulators = ("m",)
 
     def __init__(self, params: Tensors, *, momentum: float = 0.9) -> None:

@@ -209,6 +209,7 @@ class EvolvingClassifier(L.LightningModule):
             torch.manual_seed(self.seed)
             self.meta_learner = self.meta_learner_factory(self.theta())
         self.meta_learner.to(torch.get_default_dtype())
+        self.estimator.check_learner(self.learner)
         self.estimator.check_rule(self.meta_learner)
         if self.learn_init:
             for p in self.learned_init().values():
@@ -322,10 +323,9 @@ class EvolvingClassifier(L.LightningModule):
         memories = under_way(self.memories, len(batch), self.device)
         # A task under way goes on; the one that the stream has in its place is left out.
         batch = [m.task if m else task for m, task in zip(memories, batch, strict=True)]
-        estimates = [
-            self.estimator(self.episode(task, memory))
-            for task, memory in zip(batch, memories, strict=True)
-        ]
+        estimates = self.estimator.play(
+            [self.episode(task, memory) for task, memory in zip(batch, memories, strict=True)]
+        )
         self.memories = [estimate.memory for estimate in estimates]
         self._outer_step(self._weighed(batch, estimates))
         if self.persistent:
