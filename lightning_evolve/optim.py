@@ -226,7 +226,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             whole = self._whole
             if any(t.device != device or t.dtype not in (dtype, torch.int64) for t in phi):
                 whole = deepcopy(whole).to(device=device, dtype=dtype)
-            self._rules[key] = whole.over(params)
+            self._rules[key] = whole.within(params)
         return self._rules[key]
 
     def _state(self, entries: list[_Entry], step: int) -> State:

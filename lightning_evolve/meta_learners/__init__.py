@@ -9,6 +9,7 @@ from lightning_evolve.meta_learners.gains import Gains
 from lightning_evolve.meta_learners.linear import Linear
 from lightning_evolve.meta_learners.meta_sgd import MetaSGD
 from lightning_evolve.meta_learners.muon import Muon
+from lightning_evolve.meta_learners.relative_gains import RelativeGains
 from lightning_evolve.meta_learners.sgd import SGD, Momentum
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "MetaSGD",
     "Momentum",
     "Muon",
+    "RelativeGains",
     "State",
 ]

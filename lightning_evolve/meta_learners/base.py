@@ -98,6 +98,14 @@ class MetaLearner(nn.Module):
         other.shapes = {name: tuple(p.shape) for name, p in params.items()}
         return other
 
+    def within(self, params: Tensors) -> Self:
+        """Returns this rule for some of the tensors of the model that it is for.
+
+        Args:
+            params: some of the parameters, by name.
+        """
+        return self.over(params)
+
     def places(self, params: Tensors) -> list[int]:
         """Returns where tensors stand among those of this rule, which phi belongs to.
 

@@ -13,7 +13,7 @@ from typing_extensions import Self
 from lightning_evolve.errors import UsageError
 from lightning_evolve.meta_learners.base import MetaLearner, State, named
 from lightning_evolve.meta_learners.foreach import on_temporaries
-from lightning_evolve.meta_learners.moments import TINY, adam_moments
+from lightning_evolve.meta_learners.moments import TINY, Moments, adam_moments
 from lightning_evolve.meta_learners.roles import ROLES, roles
 from lightning_evolve.tasks import Tensors
 
@@ -91,8 +91,8 @@ class Gains(MetaLearner):
             if unseen:
                 new = sorted(set(unseen.values()))
                 warnings.warn(
-                    f"Gains has learned nothing about tensors of the role {' or '.join(new)}, "
-                    f"such as {next(iter(unseen))}; they take Adam's direction by the schedule",
+                    f"{type(self).__name__} has learned nothing about tensors of the role "
+                    f"{' or '.join(new)}, such as {next(iter(unseen))}; they have a gain of 1",
                     stacklevel=2,
                 )
             rows = self.rows.new_tensor([ROLES.index(r) for r in other.roles])
@@ -110,6 +110,17 @@ class Gains(MetaLearner):
         left = min(int(position), len(self.log_schedule) - 2)
         return torch.lerp(self.log_schedule[left], self.log_schedule[left + 1], position - left)
 
+    def log_steps(self, grads: Tensors, params: Tensors, moments: Moments, state: State) -> Tensor:
+        """Returns the logarithm of each tensor's step over alpha, shape ``[tensors]``.
+
+        Args:
+            grads: as of ``forward``.
+            params: as of ``forward``.
+            moments: Adam's, with these gradients.
+            state: as of ``forward``.
+        """
+        return self.log_gains[self.rows] + self.schedule(state.step)
+
     def forward(self, grads: Tensors, params: Tensors, state: State) -> tuple[Tensors, State]:
         """See :class:`MetaLearner`."""
         moments = adam_moments(grads, state, self.betas, self.eps)
@@ -119,7 +130,7 @@ class Gains(MetaLearner):
         correction1, correction2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
         root = torch.stack([v.mean() for v in moments.v]).clamp_min(TINY).sqrt()
         shared = -(root * (correction1 / correction2) + correction1 * self.eps).reciprocal()
-        gains = (self.log_gains[self.rows] + self.schedule(state.step)).exp()
+        gains = self.log_steps(grads, params, moments, state).exp()
         jointly = gains * self.sharing[self.rows]
         own = list((gains - jointly).unbind())
         direction = on_temporaries("mul", moments.direction, own)

@@ -38,6 +38,7 @@ from lightning_evolve.meta_learners import (
     MetaSGD,
     Momentum,
     Muon,
+    RelativeGains,
 )
 from lightning_evolve.rewards import Accuracy, NegativeLoss
 from lightning_evolve.tasks import Batch, DataSpec, Task
@@ -88,8 +89,17 @@ LEARNERS = {
 # eps far above rounding: Adam's first step is the sign of the gradient, and a finite difference
 # across the sign's jump would measure the jump.
 EPS = 1e-2
+
+
+def relative_gains(theta):
+    rule = RelativeGains(theta, horizon=5)
+    rule.eps = EPS
+    return rule
+
+
 RULES = {
     "gains": partial(Gains, horizon=5, eps=EPS),
+    "relative_gains": relative_gains,
     "linear": partial(Linear, eps=EPS),
     "mlp": partial(CoordinateMLP, hidden_size=6, scale=0.5),
     "mlp_normalised": partial(CoordinateMLP, hidden_size=5, scale=0.5, normalised=True),

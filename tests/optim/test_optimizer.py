@@ -25,6 +25,7 @@ from lightning_evolve.meta_learners import (
     MetaSGD,
     Momentum,
     Muon,
+    RelativeGains,
 )
 from lightning_evolve.optim import LearnedOptimizer
 from lightning_evolve.tasks import Batch, DataSpec, Task
@@ -32,6 +33,7 @@ from lightning_evolve.tasks import Batch, DataSpec, Task
 LEARNED = [
     Gains,
     partial(Gains, per="role"),
+    RelativeGains,
     Linear,
     CoordinateMLP,
     CoordinateLSTM,

@@ -20,6 +20,7 @@ from lightning_evolve.meta_learners import (
     Linear,
     MetaLearner,
     MetaSGD,
+    RelativeGains,
 )
 from lightning_evolve.optim import LearnedOptimizer
 from lightning_evolve.pretrained import configuration, export, load_rule, save_rule
@@ -34,6 +35,7 @@ from tests.optim.test_optimizer import Net, disturb, equal, optimizer_of, train
         Adam,
         Gains,
         partial(Gains, per="role", horizon=7, knots=3, betas=(0.8, 0.99)),
+        RelativeGains,
         Linear,
         partial(MetaSGD, per="tensor"),
         partial(CoordinateMLP, hidden_size=5),
