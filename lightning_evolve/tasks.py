@@ -22,7 +22,8 @@ class Batch(NamedTuple):
 
     Args:
         inputs: keyword inputs of the learner, each of shape ``[rows, ...]``: ``input_ids`` and
-            ``attention_mask`` for text, ``images`` for images, ``features`` for cached features.
+            ``attention_mask`` for text, ``input_ids`` and ``weights`` for n-grams, ``images`` for
+            images, ``features`` for cached features.
         labels: class of each row, int64 of shape ``[rows]``, in ``0..num_classes-1``.
         rows: number of each row in its source, int64 of shape ``[rows]``: what predictions are
             reported by, and what the no-learning floor looks its raw features up with.
@@ -63,7 +64,7 @@ class DataSpec:
         num_classes: width of the logits; the number of ways of a few-shot task.
         vocab_size: number of token ids of text inputs, 0 for other inputs.
         shape: shape of one row of dense inputs, ``(features,)`` or ``(channels, height, width)``;
-            empty for text.
+            ``(n-grams,)``, the most of a row, beside a ``vocab_size``; empty for other text.
         class_names: names of the classes where they are the same in all tasks, else empty.
         families: where a stream mixes several families of tasks, what each looks like, by name;
             nothing else is known of the data then but the largest number of classes.

@@ -4,6 +4,7 @@ from lightning_evolve.data.encoders import CheckpointTokenizer as CheckpointToke
 from lightning_evolve.data.encoders import Encoder as Encoder
 from lightning_evolve.data.encoders import FrozenFeatures as FrozenFeatures
 from lightning_evolve.data.encoders import LatentWords as LatentWords
+from lightning_evolve.data.encoders import NGrams as NGrams
 from lightning_evolve.data.encoders import Pixels as Pixels
 from lightning_evolve.data.encoders import Words as Words
 from lightning_evolve.data.rows import Rows as Rows
@@ -14,6 +15,7 @@ __all__ = [
     "Encoder",
     "FrozenFeatures",
     "LatentWords",
+    "NGrams",
     "Pixels",
     "Rows",
     "Words",

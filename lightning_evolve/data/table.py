@@ -26,9 +26,11 @@ class Table:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one row of dense inputs; empty for text."""
-        dense = self.inputs.get("features", self.inputs.get("images"))
-        return () if dense is None else tuple(dense.shape[1:])
+        """Shape of one row of dense inputs or weights; empty for other text."""
+        for name in ("features", "images", "weights"):
+            if name in self.inputs:
+                return tuple(self.inputs[name].shape[1:])
+        return ()
 
     def batch(self, rows: Tensor, labels: Tensor | None = None) -> Batch:
         """Select rows; texts are cut to the longest of them.
@@ -38,12 +40,17 @@ class Table:
             labels: what to label them with, int64 of shape ``[rows]``; their classes by default.
         """
         inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
-        if "attention_mask" in inputs:
-            longest = int(inputs["attention_mask"].sum(1).max()) if len(rows) else 0
-            inputs = {name: tensor[:, :longest].long() for name, tensor in inputs.items()}
+        used = inputs.get("attention_mask", inputs.get("weights"))
+        if used is not None:
+            longest = int((used != 0).sum(1).max()) if len(rows) else 0
+            inputs = {name: _widened(tensor[:, :longest]) for name, tensor in inputs.items()}
         return Batch(inputs, self.labels[rows] if labels is None else labels, rows)
 
     def by_class(self, rows: Tensor) -> dict[int, Tensor]:
         """The numbers of given rows, grouped by class, in the order of the classes' numbers."""
         labels = self.labels[rows]
         return {label: rows[labels == label] for label in sorted(set(labels.tolist()))}
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_floating_point() else tensor.long()

@@ -143,7 +143,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
 
     def cat(name: str) -> torch.Tensor:
         parts = [batch.inputs[name] for batch in batches]
-        if parts[0].dim() == 2 and name in ("input_ids", "attention_mask"):
+        if parts[0].dim() == 2 and name in ("input_ids", "attention_mask", "weights"):
             longest = max(part.shape[1] for part in parts)
             parts = [functional.pad(part, (0, longest - part.shape[1])) for part in parts]
         return torch.cat(parts)

@@ -7,6 +7,7 @@ from lightning_evolve.tasks import DataSpec
 
 _ENCODERS = {
     "text": "Words() or CheckpointTokenizer()",
+    "n-grams": "NGrams()",
     "images": "Pixels()",
     "feature vectors": "FrozenFeatures()",
 }
@@ -19,7 +20,8 @@ def kind_of(spec: DataSpec) -> str:
         spec: what the data looks like.
 
     Returns:
-        ``"text"``, ``"images"``, ``"feature vectors"``, or the shape where it is none of them.
+        ``"text"``, ``"n-grams"``, ``"images"``, ``"feature vectors"``, or the shape where it is
+        none of them.
 
     >>> kind_of(DataSpec(num_classes=2, vocab_size=100))
     'text'
@@ -27,7 +29,7 @@ def kind_of(spec: DataSpec) -> str:
     'images'
     """
     if spec.vocab_size:
-        return "text"
+        return "n-grams" if spec.shape else "text"
     return {1: "feature vectors", 3: "images"}.get(len(spec.shape), f"of shape {spec.shape}")
 
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_evolve.data import CheckpointTokenizer, FrozenFeatures, LatentWords, Pixels, Words
+from lightning_evolve.data import (
+    CheckpointTokenizer,
+    FrozenFeatures,
+    LatentWords,
+    NGrams,
+    Pixels,
+    Words,
+)
 from lightning_evolve.data.encoders import encode
 from lightning_evolve.data.rows import Rows
 from lightning_evolve.errors import UsageError
@@ -63,6 +70,54 @@ def test_words_keeps_the_most_frequent_and_is_the_same_each_time():
 def test_words_refuses(arguments, message):
     with pytest.raises(UsageError, match=message):
         Words(**arguments)
+
+
+# NGrams
+
+
+def test_ngrams_are_those_of_the_training_rows_with_the_weights_of_scikit_learn():
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 3), sublinear_tf=True)
+    vectorizer.fit(TRAINING.texts)
+    encoder = NGrams(shortest=2, longest=3, max_length=40)
+    encoder.fit(TRAINING)
+    assert encoder.vocab_size == len(vectorizer.vocabulary_)
+    encoded = encoder.encode(HELD_OUT)
+    ids, weights = encoded["input_ids"], encoded["weights"]
+    assert (ids.dtype, weights.dtype) == (torch.int32, torch.float32)
+    dense = torch.zeros(len(HELD_OUT), encoder.vocab_size).scatter_add(1, ids.long(), weights)
+    expected = torch.from_numpy(vectorizer.transform(HELD_OUT.texts).toarray()).float()
+    torch.testing.assert_close(dense, expected)
+    assert (weights.diff(dim=1) <= 0).all()
+    assert not weights[2].any()  # a text without any
+
+
+def test_ngrams_keep_those_that_weigh_most():
+    encoder = NGrams(shortest=2, longest=3, max_length=40)
+    encoder.fit(TRAINING)
+    whole, cut = encoder.encode(TRAINING), NGrams(shortest=2, longest=3, max_length=4)
+    cut.fit(TRAINING)
+    for name, tensor in cut.encode(TRAINING).items():
+        assert torch.equal(tensor, whole[name][:, :4])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shortest": 0}, "shortest is 0: give 1 or more"),
+        ({"shortest": 4, "longest": 3}, "shortest is 4 and longest is 3"),
+        ({"max_length": 0}, "max_length is 0"),
+    ],
+)
+def test_ngrams_refuses(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        NGrams(**arguments)
+
+
+def test_ngrams_of_texts_that_have_none():
+    with pytest.raises(UsageError, match="no n-gram of 3 to 5 characters is in 9 of 3 training"):
+        NGrams(min_frequency=9).fit(TRAINING)
 
 
 # The cache

@@ -101,6 +101,11 @@ def test_splits_that_share_no_class_are_kept(make_rows):
     source["train"] = concatenate([source["train"], small])
     kept = hold_out_classes(source, 2, 4, THIRDS, seed=1)
     assert classes_of(kept) == classes_of(arranged)
+    # However the classes are shared out, the rows are the same ones in the same order.
+    other = {n: source[m] for n, m in zip(source, ("test", "train", "validation"), strict=True)}
+    moved = hold_out_classes(other, 2, 4, THIRDS, seed=1)
+    assert moved.rows == kept.rows
+    assert classes_of(moved)["train"] == classes_of(kept)["test"]
     # With one class in common they are pooled.
     source["test"] = make_rows(classes=6, each=4, first_class=4)
     arranged = hold_out_classes(source, 2, 4, THIRDS, seed=1)

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_evolve.errors import UsageError
-from lightning_evolve.learners import BERT, CNN, LSTM, Conv4, Head, Learner
+from lightning_evolve.learners import (
+    BERT,
+    CNN,
+    LSTM,
+    Conv4,
+    Head,
+    Learner,
+    MetricHead,
+    NGramHead,
+)
 from lightning_evolve.tasks import DataSpec, Tensors
 
 ROWS, WAYS = 3, 2
@@ -18,6 +27,7 @@ TEXT = DataSpec(num_classes=WAYS, vocab_size=11)
 IMAGES = DataSpec(num_classes=WAYS, shape=(1, 6, 7))
 LARGER_IMAGES = DataSpec(num_classes=WAYS, shape=(1, 17, 3))
 FEATURES = DataSpec(num_classes=WAYS, shape=(5,))
+NGRAMS = DataSpec(num_classes=WAYS, vocab_size=11, shape=(5,))
 TINY_BERT = {
     "hidden_size": 8,
     "num_hidden_layers": 2,
@@ -35,6 +45,8 @@ LEARNERS = {
     "bert_cls": lambda: BERT(TEXT, config=TINY_BERT, pooling="cls"),
     "head": lambda: Head(FEATURES, hidden_size=6),
     "linear": lambda: Head(FEATURES, hidden_size=0),
+    "metric": lambda: MetricHead(FEATURES),
+    "ngrams": lambda: NGramHead(NGRAMS),
 }
 
 
@@ -45,6 +57,10 @@ def inputs_for(learner: Learner) -> Tensors:
         shape = (ROWS, *learner.spec.shape)
         return {name: torch.rand(shape, generator=generator, dtype=torch.float64)}
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+    if learner.spec.shape:
+        weights = torch.rand(mask.shape, generator=generator, dtype=torch.float64) * mask
+        ids = torch.stack([torch.randperm(11, generator=generator)[:5] for _ in range(ROWS)])
+        return {"input_ids": ids, "weights": weights}
     ids = torch.randint(1, learner.spec.vocab_size, mask.shape, generator=generator)
     return {"input_ids": ids * mask, "attention_mask": mask}
 
@@ -154,6 +170,9 @@ def test_gradient_through_an_inner_step_agrees_with_finite_differences(learner: 
         (Head, TEXT, r"Head reads feature vectors, .* is text: .* FrozenFeatures\(\)"),
         (Head, IMAGES, r"Head reads feature vectors, .* is images: .* FrozenFeatures\(\)"),
         (CNN, DataSpec(2, shape=(3, 4)), r"is of shape \(3, 4\)"),
+        (MetricHead, TEXT, r"MetricHead reads feature vectors, .* is text: .* FrozenFeatures\(\)"),
+        (NGramHead, TEXT, r"NGramHead reads n-grams, .* is text: .* NGrams\(\)"),
+        (LSTM, NGRAMS, r"LSTM reads text, .* is n-grams: .* Words\(\)"),
     ],
 )
 def test_wrong_kind_of_data(build: type[Learner], spec: DataSpec, message: str) -> None:

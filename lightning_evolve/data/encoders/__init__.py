@@ -7,6 +7,7 @@ from lightning_evolve.data.encoders.checkpoint_tokenizer import (
 )
 from lightning_evolve.data.encoders.frozen_features import FrozenFeatures as FrozenFeatures
 from lightning_evolve.data.encoders.latent_words import LatentWords as LatentWords
+from lightning_evolve.data.encoders.ngrams import NGrams as NGrams
 from lightning_evolve.data.encoders.pixels import Pixels as Pixels
 from lightning_evolve.data.encoders.words import Words as Words
 
@@ -15,6 +16,7 @@ __all__ = [
     "Encoder",
     "FrozenFeatures",
     "LatentWords",
+    "NGrams",
     "Pixels",
     "Words",
     "encode",

@@ -70,7 +70,9 @@ def encode(encoder: Encoder, training: Rows, rows: Rows, cache: Cache) -> tuple[
     name = type(encoder).__name__
     if encoder.kind != rows.kind:
         remedy = (
-            "Pixels" if rows.kind == "images" else "Words, CheckpointTokenizer or FrozenFeatures"
+            "Pixels"
+            if rows.kind == "images"
+            else "Words, NGrams, CheckpointTokenizer or FrozenFeatures"
         )
         raise UsageError(
             f"encoder {name} reads {encoder.kind}, but the source has {rows.kind}: use {remedy}"
