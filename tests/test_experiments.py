@@ -61,6 +61,8 @@ def offline(config: dict, texts: Path, images: Path) -> list[str]:
         options += ["--data.source", str(source)]
         if "classes" in data:
             options += ["--data.classes", "[class 0, class 1]"]
+        if data.get("encoder", {}).get("class_path") == "FrozenFeatures":
+            options += ["--data.encoder.init_args.max_length", "4"]  # nothing is cached yet
     for option in ("train_rows", "validation_rows"):
         if option in data:
             options += [f"--data.{option}", "null"]

@@ -12,18 +12,23 @@ from lightning_evolve.learners.checks import check_kind
 from lightning_evolve.learners.metric_head import zero
 from lightning_evolve.tasks import DataSpec
 
+# Length of the embedded part beside the n-grams' own, of 1, at the start; both have parameters of
+# size 1 then, which a step of Adam moves by as much.
+_SHARE = 0.25
+
 
 class NGramHead(Learner):
     r"""Weighted n-grams, reweighted and embedded, and a ``head`` that starts at zero.
 
     .. math::
-        u = g \odot x, \qquad z = \frac{[u, E^\top u]}{\|[u, E^\top u]\|}, \qquad
-        \mathrm{logits} = W z + b
+        u = g \odot x, \qquad v = \Big[u, \frac{1}{4 \sqrt{e}} E^\top u\Big], \qquad
+        z = \frac{v}{\|v\|}, \qquad \mathrm{logits} = W z + b
 
-    x is the TF-IDF vector of a text, with as many coordinates as there are n-grams. The gains g
-    start at 1, the embeddings E at small random values, W at zero, from where one step of gradient
-    descent gives the nearest mean as in :class:`MetricHead`: without embeddings, on TF-IDF
-    features. A metric of low rank on n-grams is what fastText learns (Joulin et al. 2017).
+    x is the TF-IDF vector of a text, with as many coordinates as there are n-grams, each of which
+    has a gain g, 1 at the start, and an embedding of e random numbers in E. W starts at zero, from
+    where one step of gradient descent gives the nearest mean as in :class:`MetricHead`: that of
+    TF-IDF features, if there are no embeddings. A metric of low rank on n-grams is what fastText
+    learns (Joulin et al. 2017).
 
     Args:
         spec: what the data looks like; ``vocab_size`` n-grams.
@@ -35,7 +40,7 @@ class NGramHead(Learner):
 
     first_layer = "gains"
 
-    def __init__(self, spec: DataSpec, *, embedding_size: int = 64) -> None:
+    def __init__(self, spec: DataSpec, *, embedding_size: int = 32) -> None:
         super().__init__(spec)
         check_kind("NGramHead", "n-grams", spec)
         if embedding_size < 0:
@@ -47,7 +52,6 @@ class NGramHead(Learner):
         self.embedding: nn.Embedding | None = None
         if embedding_size:
             self.embedding = nn.Embedding(spec.vocab_size, embedding_size)
-            nn.init.normal_(self.embedding.weight, std=0.5 * embedding_size**-0.5)
         self.head = nn.Linear(spec.vocab_size + embedding_size, spec.num_classes)
         zero(self.head)
 
@@ -68,6 +72,7 @@ class NGramHead(Learner):
         square = bag.square().sum(-1)
         if self.embedding is not None:
             mean = torch.einsum("rn,rne->re", bag, self.embedding(input_ids))
+            mean = _SHARE * self.embedding.embedding_dim**-0.5 * mean
             logits = logits + mean @ self.head.weight[:, vocabulary:].t()
             square = square + mean.square().sum(-1)
         length = square.clamp_min(1e-12).sqrt().unsqueeze(-1)  # a text may have no known n-gram

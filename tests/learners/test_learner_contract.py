@@ -46,7 +46,7 @@ LEARNERS = {
     "head": lambda: Head(FEATURES, hidden_size=6),
     "linear": lambda: Head(FEATURES, hidden_size=0),
     "metric": lambda: MetricHead(FEATURES),
-    "ngrams": lambda: NGramHead(NGRAMS),
+    "ngrams": lambda: NGramHead(NGRAMS, embedding_size=3),
 }
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from lightning_evolve.errors import UsageError
 from lightning_evolve.inner_loop import adapt, detached, logits
 from lightning_evolve.learners import MetricHead, NGramHead
 from lightning_evolve.meta_learners import SGD
@@ -46,7 +47,7 @@ def test_the_first_step_is_the_nearest_mean(text: bool) -> None:
     torch.manual_seed(0)
     task, support, query = episode(text)
     spec = DataSpec(WAYS, vocab_size=WIDTH if text else 0, shape=(4 if text else WIDTH,))
-    learner = NGramHead(spec) if text else MetricHead(spec)
+    learner = NGramHead(spec, embedding_size=0) if text else MetricHead(spec)
     theta = detached({n: p for n, p in learner.named_parameters() if n.startswith("head")})
     adapted = adapt(learner, SGD(theta), theta, task, alpha=6.0, steps=1)
     support, query = (functional.normalize(rows, dim=-1) for rows in (support, query))
@@ -55,16 +56,17 @@ def test_the_first_step_is_the_nearest_mean(text: bool) -> None:
     torch.testing.assert_close(logits(learner, adapted.theta, task.query), expected)
 
 
-def test_gains_and_metric_change_the_features() -> None:
+def test_gains_embeddings_and_metric_change_the_features() -> None:
     torch.manual_seed(0)
     ids, weights = bags(5)
-    learner = NGramHead(DataSpec(WAYS, vocab_size=WIDTH, shape=(4,)))
+    learner = NGramHead(DataSpec(WAYS, vocab_size=WIDTH, shape=(4,)), embedding_size=4)
     head = MetricHead(DataSpec(WAYS, shape=(WIDTH,)))
     with torch.no_grad():
         for parameter in [*learner.parameters(), *head.parameters()]:
             parameter.copy_(torch.randn_like(parameter))
-        u = functional.normalize(dense(ids, weights) * learner.gains.weight.T)
-        expected = u @ learner.head.weight.T + learner.head.bias
+        u = dense(ids, weights) * learner.gains.weight.T
+        v = functional.normalize(torch.cat([u, u @ learner.embedding.weight / 8], dim=-1))
+        expected = v @ learner.head.weight.T + learner.head.bias
         torch.testing.assert_close(learner(ids, weights), expected)
         x = torch.randn(5, WIDTH)
         z = functional.normalize(functional.normalize(x) @ head.metric.weight.T + head.metric.bias)
@@ -78,3 +80,8 @@ def test_a_text_without_a_known_ngram_has_finite_logits_and_gradients() -> None:
     out.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters() if p.grad is not None)
     assert torch.isfinite(out).all()
+
+
+def test_negative_size_is_refused() -> None:
+    with pytest.raises(UsageError, match="embedding_size of NGramHead is -1"):
+        NGramHead(DataSpec(WAYS, vocab_size=WIDTH, shape=(4,)), embedding_size=-1)
