@@ -76,4 +76,5 @@ class NGramHead(Learner):
             logits = logits + mean @ self.head.weight[:, vocabulary:].t()
             square = square + mean.square().sum(-1)
         length = square.clamp_min(1e-12).sqrt().unsqueeze(-1)  # a text may have no known n-gram
-        return logits / length + self.head.bias
+        scaled: Tensor = logits / length + self.head.bias
+        return scaled
