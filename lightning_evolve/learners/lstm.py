@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 
+import torch
 from torch import Tensor, nn
 
 from lightning_evolve.learners.base import Learner
@@ -55,7 +57,10 @@ class LSTM(Learner):
             Logits of shape ``[rows, num_classes]``.
         """
         embedded = self.embedding(input_ids)
-        hidden = unroll(self.lstm, embedded) if self.second_order else self.lstm(embedded)[0]
+        # Many CPUs have no bfloat16 LSTM: there it runs in 32 bits.
+        on_cpu = embedded.device.type == "cpu"
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
+            hidden = unroll(self.lstm, embedded) if self.second_order else self.lstm(embedded)[0]
         logits: Tensor = self.head(masked_mean(hidden, attention_mask))
         return logits
 
