@@ -194,8 +194,11 @@ def meta_train(stream: EpisodeStream, cell: Cell, rule: MetaLearner, rate: float
     Args:
         stream: the cell's tasks.
         cell: which one.
-        rule: where phi begins; a trained copy is returned.
+        rule: whose phi is moved.
         rate: inner step size.
+
+    Returns:
+        The rule for the cell's learner, with the very same phi.
     """
     estimator = EvolutionStrategies(sigma=FAMILY["sigma"])
     _, theta = start_of(stream, cell, 0)

@@ -46,3 +46,13 @@ class Learner(nn.Module):
 
 LearnerFactory = Callable[[DataSpec], Learner]
 """Builds a learner once the data is known: a learner's class, or a ``functools.partial`` of it."""
+
+
+def zero(head: nn.Linear) -> None:
+    """Sets a linear layer to zero.
+
+    Args:
+        head: the layer.
+    """
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)

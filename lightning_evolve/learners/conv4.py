@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_evolve.errors import UsageError
-from lightning_evolve.learners.base import Learner
+from lightning_evolve.learners.base import Learner, zero
 from lightning_evolve.learners.checks import check_kind, check_sizes
 from lightning_evolve.learners.warm_start import begin_from
 from lightning_evolve.tasks import DataSpec
@@ -75,8 +75,7 @@ class Conv4(Learner):
                 self.add_module(f"norm{layer}", nn.BatchNorm2d(channels, track_running_stats=False))
         left = [-(-pixels // 16) for pixels in size]
         self.head = nn.Linear(channels * left[0] * left[1], spec.num_classes)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        zero(self.head)
         if checkpoint is not None:
             begin_from(self, checkpoint)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_evolve.learners.base import Learner
+from lightning_evolve.learners.base import Learner, zero
 from lightning_evolve.learners.checks import check_kind
 from lightning_evolve.tasks import DataSpec
 
@@ -53,13 +53,3 @@ class MetricHead(Learner):
         placed = self.metric(functional.normalize(features, dim=-1))
         logits: Tensor = self.head(functional.normalize(placed, dim=-1))
         return logits
-
-
-def zero(head: nn.Linear) -> None:
-    """Sets a linear layer to zero.
-
-    Args:
-        head: the layer.
-    """
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_evolve.errors import UsageError
-from lightning_evolve.learners.base import Learner
+from lightning_evolve.learners.base import Learner, zero
 from lightning_evolve.learners.checks import check_kind
-from lightning_evolve.learners.metric_head import zero
 from lightning_evolve.tasks import DataSpec
 
 # Length of the embedded part beside the n-grams' own, of 1, at the start; both have parameters of
