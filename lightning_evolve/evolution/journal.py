@@ -1,0 +1,281 @@
+"""The journal: everything that the loop knows, in one SQLite file that survives a kill."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_evolve.errors import UsageError
+from lightning_evolve.evolution.records import Record, text_key
+
+VERSION = 1
+_SCHEMA = """
+CREATE TABLE records (              -- what came in, once each
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  id TEXT NOT NULL UNIQUE,          -- digest of text and label
+  key TEXT NOT NULL,                -- digest of the text alone
+  time REAL NOT NULL, source TEXT NOT NULL, text TEXT NOT NULL, label TEXT, weight REAL NOT NULL,
+  part TEXT,                        -- train, tune or gate, once processed
+  status TEXT NOT NULL,             -- new, kept, duplicate, unlabelled, refused, superseded, held
+  generation INTEGER                -- which generation took it
+);
+CREATE INDEX records_by_key ON records (key);
+CREATE INDEX records_by_status ON records (status, generation);
+CREATE TABLE quarantine (           -- rows that are no records, and why
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  source TEXT NOT NULL, place TEXT NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL,
+  UNIQUE (source, place, reason)
+);
+CREATE TABLE positions (source TEXT PRIMARY KEY, position TEXT NOT NULL);
+CREATE TABLE generations (
+  number INTEGER PRIMARY KEY, parent INTEGER, started REAL NOT NULL, finished REAL,
+  trigger TEXT NOT NULL, verdict TEXT, reasons TEXT, model TEXT, scores TEXT, summary TEXT
+);
+CREATE TABLE stages (               -- results of the finished steps of a generation
+  generation INTEGER NOT NULL, name TEXT NOT NULL, result TEXT NOT NULL,
+  PRIMARY KEY (generation, name)
+);
+CREATE TABLE champions (            -- who was in use, the last is
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, generation INTEGER NOT NULL, time REAL NOT NULL,
+  why TEXT NOT NULL
+);
+CREATE TABLE alarms (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, generation INTEGER, time REAL NOT NULL,
+  kind TEXT NOT NULL, message TEXT NOT NULL
+);
+CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+class Generation(NamedTuple):
+    """A generation, finished or in progress.
+
+    Args:
+        number: from 0, the founding one.
+        parent: number of the champion that it grew from, None for the founding one.
+        started: when, in seconds since 1970.
+        finished: when, None while it is in progress.
+        trigger: why it was started.
+        verdict: ``"founded"``, ``"promoted"``, ``"kept"`` or None while in progress.
+        reasons: why that is the verdict, one sentence each.
+        model: artifact of its model; None where it has none.
+        scores: artifact of its evaluation.
+        summary: figures for the tables.
+    """
+
+    number: int
+    parent: int | None
+    started: float
+    finished: float | None
+    trigger: str
+    verdict: str | None
+    reasons: tuple[str, ...]
+    model: str | None
+    scores: str | None
+    summary: dict[str, Any]
+
+
+class Journal:
+    """Reads and writes the journal; several processes may read while one writes.
+
+    Each ``with journal.writing():`` is one transaction: all of it is there, or nothing.
+
+    Args:
+        path: the SQLite file.
+        create: whether to make it where there is none.
+
+    Raises:
+        UsageError: there is no journal, it is damaged, or a newer version of this package wrote it.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        if not create and not path.is_file():
+            raise UsageError(
+                f"{path.parent} has no {path.name}, so it is no run of evolve: start one by "
+                f"lightning-evolve evolve --run_dir {path.parent} --config FILE"
+            )
+        self.path = path
+        self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        self._db.row_factory = sqlite3.Row
+        with told(path):
+            self._open(create)
+
+    def _open(self, create: bool) -> None:
+        db = self._db
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > VERSION:
+            raise UsageError(
+                f"{self.path} is of version {version} and this package knows versions up to "
+                f"{VERSION}: update lightning_evolve"
+            )
+        db.execute("PRAGMA synchronous=FULL")  # what was acknowledged outlives a power cut
+        if create and version == 0:
+            db.execute("PRAGMA journal_mode=WAL")
+            with self.writing():
+                if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                    for statement in _SCHEMA.split(";\n"):
+                        db.execute(statement)
+                    db.execute(f"PRAGMA user_version={VERSION}")
+        elif version == 0:
+            raise UsageError(f"{self.path} is no journal of evolve: choose another --run_dir")
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """One transaction.
+
+        Raises:
+            UsageError: the disk is full, or the journal cannot be written.
+        """
+        with told(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                if self._db.in_transaction:  # a full disk has rolled it back already
+                    self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Runs a statement; one that writes belongs inside :meth:`writing`."""
+        return self._db.execute(statement, values)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._db.close()
+
+    # ---------------------------------------------------------------- records
+
+    def ingest(self, records: Iterable[Record]) -> int:
+        """Adds records that are not there yet, as ``new``; inside :meth:`writing`.
+
+        Args:
+            records: any; those with the id of one that is there are passed over.
+
+        Returns:
+            How many were added.
+        """
+        added = 0
+        for record in records:
+            added += self._db.execute(
+                "INSERT OR IGNORE INTO records (id, key, time, source, text, label, weight, status)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, 'new')",
+                (
+                    record.id,
+                    text_key(record.text),
+                    record.time,
+                    record.source,
+                    record.text,
+                    record.label,
+                    record.weight,
+                ),
+            ).rowcount
+        return added
+
+    def quarantine(self, source: str, place: str, reason: str) -> None:
+        """Notes a row that is no record, once; inside :meth:`writing`.
+
+        Args:
+            source: where it comes from.
+            place: file and line, or prediction id.
+            reason: what is wrong with it, without its content, which may be private.
+        """
+        self._db.execute(
+            "INSERT OR IGNORE INTO quarantine (source, place, reason, time) VALUES (?, ?, ?, ?)",
+            (source, place, reason, time.time()),
+        )
+
+    def position(self, source: str) -> Any:
+        """How far a source has been read, as it told itself; None at the beginning."""
+        row = self._db.execute(
+            "SELECT position FROM positions WHERE source = ?", (source,)
+        ).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def set_position(self, source: str, position: Any) -> None:
+        """Notes how far a source has been read, in the transaction of its records."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO positions VALUES (?, ?)", (source, json.dumps(position))
+        )
+
+    # ---------------------------------------------------------------- generations
+
+    def generations(self) -> list[Generation]:
+        """All generations, in order."""
+        rows = self._db.execute("SELECT * FROM generations ORDER BY number").fetchall()
+        return [
+            Generation(
+                **{
+                    **dict(row),
+                    "reasons": tuple(json.loads(row["reasons"] or "[]")),
+                    "summary": json.loads(row["summary"] or "{}"),
+                }
+            )
+            for row in rows
+        ]
+
+    def champion(self) -> Generation | None:
+        """The generation whose model is in use; None before the first is founded."""
+        row = self._db.execute("SELECT generation FROM champions ORDER BY seq DESC LIMIT 1")
+        found = row.fetchone()
+        if not found:
+            return None
+        return next(g for g in self.generations() if g.number == found[0])
+
+    def stage(self, generation: int, name: str, compute: Callable[[], Any]) -> Any:
+        """The result of a step of a generation, computed once, also over kills.
+
+        Args:
+            generation: its number.
+            name: of the step.
+            compute: gives the result, as JSON knows it.
+        """
+        row = self._db.execute(
+            "SELECT result FROM stages WHERE generation = ? AND name = ?", (generation, name)
+        ).fetchone()
+        if row:
+            return json.loads(row[0])
+        text = json.dumps(compute(), allow_nan=False)
+        with self.writing():
+            self._db.execute("INSERT INTO stages VALUES (?, ?, ?)", (generation, name, text))
+        return json.loads(text)
+
+    def state(self, name: str) -> Any:
+        """What was kept under a name, None where nothing was."""
+        row = self._db.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def set_state(self, name: str, value: Any) -> None:
+        """Keeps what JSON knows under a name; inside :meth:`writing`."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO state VALUES (?, ?)", (name, json.dumps(value, allow_nan=False))
+        )
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Tells what SQLite cannot do as a mistake that the user can mend.
+
+    Args:
+        path: the database.
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        reason = str(error)
+        if "full" in reason:
+            remedy = "free some space and start again; nothing that was acknowledged is lost"
+        elif "locked" in reason:
+            remedy = "another process holds it; stop that one first"
+        else:
+            remedy = "look at its permissions and at the disk"
+        raise UsageError(f"cannot write {path} ({reason}): {remedy}") from error
+    except sqlite3.DatabaseError as error:
+        raise UsageError(
+            f"{path} is damaged or no journal ({error}): restore it from a copy"
+        ) from error
