@@ -158,7 +158,9 @@ class Contest:
         new = pool.examples(self.new & train, wider.classes)
         old = pool.examples(pool.sample(self.old & train, evolution.memory), wider.classes)
         rule = evolution.training.rule(wider, trial["settings"]["adapt"])
-        phi = evolution.optimisation.phi(self.state.journal, self.state.artifacts, rule, trial)
+        phi = evolution.optimisation.phi(
+            self.state.journal, self.state.artifacts, rule, trial, evolution.seed
+        )
         try:
             # The same rows for every challenger, so that they differ in what is tried alone.
             grown, steps = evolution.training.grow(
@@ -319,8 +321,12 @@ class Contest:
             model = Model.load(self.state.artifacts, challenger["model"])
             evolution.watch_from(model, self.pool, self._tune())
         learned = evolution.optimisation.learn(
-            journal, self.state.artifacts, evolution.training, self.model, trials,
-            (evolution.seed, self.number),
+            journal,
+            self.state.artifacts,
+            evolution.training,
+            self.model,
+            trials,
+            evolution.seed,
         )
         after = result["challenger" if promote else "champion"]
         summary = {
