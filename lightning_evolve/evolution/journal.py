@@ -26,6 +26,9 @@ CREATE TABLE records (              -- what came in, once each
 );
 CREATE INDEX records_by_key ON records (key);
 CREATE INDEX records_by_status ON records (status, generation);
+CREATE TABLE bands (                -- of the MinHash of each text that was kept, to find its like
+  band INTEGER NOT NULL, key TEXT NOT NULL, PRIMARY KEY (band, key)
+) WITHOUT ROWID;
 CREATE TABLE quarantine (           -- rows that are no records, and why
   seq INTEGER PRIMARY KEY AUTOINCREMENT,
   source TEXT NOT NULL, place TEXT NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL,
@@ -131,15 +134,8 @@ class Journal:
         Raises:
             UsageError: the disk is full, or the journal cannot be written.
         """
-        with told(self.path):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                if self._db.in_transaction:  # a full disk has rolled it back already
-                    self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+        with transaction(self._db, self.path):
+            yield
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Runs a statement; one that writes belongs inside :meth:`writing`."""
@@ -151,20 +147,27 @@ class Journal:
 
     # ---------------------------------------------------------------- records
 
-    def ingest(self, records: Iterable[Record]) -> int:
+    def ingest(self, records: Iterable[Record], *, renew: bool = False) -> int:
         """Adds records that are not there yet, as ``new``; inside :meth:`writing`.
 
         Args:
             records: any; those with the id of one that is there are passed over.
+            renew: whether saying again what is there already is news, as it is of a correction:
+                one that had been superseded is ``new`` again, and the greater weight counts.
 
         Returns:
-            How many were added.
+            How many were added or renewed.
         """
-        added = 0
+        again = (
+            "(id) DO UPDATE SET weight = max(weight, excluded.weight),"
+            " status = CASE status WHEN 'superseded' THEN 'new' ELSE status END"
+            " WHERE status = 'superseded' OR excluded.weight > weight"
+        )
+        changed = 0
         for record in records:
-            added += self._db.execute(
-                "INSERT OR IGNORE INTO records (id, key, time, source, text, label, weight, status)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, 'new')",
+            changed += self._db.execute(
+                "INSERT INTO records (id, key, time, source, text, label, weight, status)"
+                f" VALUES (?, ?, ?, ?, ?, ?, ?, 'new') ON CONFLICT {again if renew else 'DO NOTHING'}",
                 (
                     record.id,
                     text_key(record.text),
@@ -175,7 +178,7 @@ class Journal:
                     record.weight,
                 ),
             ).rowcount
-        return added
+        return changed
 
     def quarantine(self, source: str, place: str, reason: str) -> None:
         """Notes a row that is no record, once; inside :meth:`writing`.
@@ -255,6 +258,28 @@ class Journal:
         self._db.execute(
             "INSERT OR REPLACE INTO state VALUES (?, ?)", (name, json.dumps(value, allow_nan=False))
         )
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """One transaction: all of it is there when the block ends well, else nothing.
+
+    Args:
+        db: a connection that begins no transactions of its own.
+        path: the database.
+
+    Raises:
+        UsageError: the disk is full, or the database cannot be written.
+    """
+    with told(path):
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:  # a full disk has rolled it back already
+                db.execute("ROLLBACK")
+            raise
 
 
 @contextmanager
