@@ -158,16 +158,22 @@ class Journal:
         Returns:
             How many were added or renewed.
         """
-        again = (
-            "(id) DO UPDATE SET weight = max(weight, excluded.weight),"
-            " status = CASE status WHEN 'superseded' THEN 'new' ELSE status END"
-            " WHERE status = 'superseded' OR excluded.weight > weight"
+        statement = (
+            "INSERT INTO records (id, key, time, source, text, label, weight, status)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, 'new') ON CONFLICT (id) DO "
         )
+        if renew:
+            statement += (
+                "UPDATE SET weight = max(weight, excluded.weight),"
+                " status = CASE status WHEN 'superseded' THEN 'new' ELSE status END"
+                " WHERE status = 'superseded' OR excluded.weight > weight"
+            )
+        else:
+            statement += "NOTHING"
         changed = 0
         for record in records:
             changed += self._db.execute(
-                "INSERT INTO records (id, key, time, source, text, label, weight, status)"
-                f" VALUES (?, ?, ?, ?, ?, ?, ?, 'new') ON CONFLICT {again if renew else 'DO NOTHING'}",
+                statement,
                 (
                     record.id,
                     text_key(record.text),
@@ -180,18 +186,22 @@ class Journal:
             ).rowcount
         return changed
 
-    def quarantine(self, source: str, place: str, reason: str) -> None:
+    def quarantine(self, source: str, place: str, reason: str) -> bool:
         """Notes a row that is no record, once; inside :meth:`writing`.
 
         Args:
             source: where it comes from.
             place: file and line, or prediction id.
             reason: what is wrong with it, without its content, which may be private.
+
+        Returns:
+            Whether it had not been noted before.
         """
-        self._db.execute(
+        noted = self._db.execute(
             "INSERT OR IGNORE INTO quarantine (source, place, reason, time) VALUES (?, ?, ?, ?)",
             (source, place, reason, time.time()),
         )
+        return noted.rowcount > 0
 
     def position(self, source: str) -> Any:
         """How far a source has been read, as it told itself; None at the beginning."""
