@@ -272,7 +272,8 @@ class WatchedFolder(Source):
                 if names not in columns_of:
                     columns_of[names] = self._columns(path, names)
                 text, label, when = (row.values[n] if n else None for n in columns_of[names])
-                yield _item(place, self.name, text, label, when or written, self.trust)
+                when = written if when in (None, "") else when
+                yield _item(place, self.name, text, label, when, self.trust)
         except UsageError as error:
             yield Bad(path.name, str(error))
 

@@ -446,7 +446,7 @@ def _write_ahead(db: sqlite3.Connection) -> None:
     while True:
         try:
             db.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError as error:
+        except sqlite3.OperationalError as error:  # noqa: PERF203 (tens of turns)
             if "locked" not in str(error) or time.monotonic() > ends:
                 raise
             time.sleep(0.02)

@@ -141,6 +141,10 @@ class Journal:
         """Runs a statement; one that writes belongs inside :meth:`writing`."""
         return self._db.execute(statement, values)
 
+    def execute_many(self, statement: str, values: Iterable[Sequence[Any]]) -> None:
+        """Runs a statement that writes for each of many values; inside :meth:`writing`."""
+        self._db.executemany(statement, values)
+
     def close(self) -> None:
         """Closes the file."""
         self._db.close()
@@ -152,8 +156,8 @@ class Journal:
 
         Args:
             records: any; those with the id of one that is there are passed over.
-            renew: whether saying again what is there already is news, as it is of a correction:
-                one that had been superseded is ``new`` again, and the greater weight counts.
+            renew: whether saying again what is there is news, as it is of a correction: a record
+                that is not in use is ``new`` again, and one that is takes a greater weight.
 
         Returns:
             How many were added or renewed.
@@ -164,9 +168,9 @@ class Journal:
         )
         if renew:
             statement += (
-                "UPDATE SET weight = max(weight, excluded.weight),"
-                " status = CASE status WHEN 'superseded' THEN 'new' ELSE status END"
-                " WHERE status = 'superseded' OR excluded.weight > weight"
+                "UPDATE SET source = excluded.source, weight = excluded.weight,"
+                " status = CASE WHEN status IN ('kept', 'held') THEN status ELSE 'new' END"
+                " WHERE status NOT IN ('kept', 'held', 'new') OR excluded.weight > weight"
             )
         else:
             statement += "NOTHING"
