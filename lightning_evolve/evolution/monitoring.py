@@ -9,11 +9,11 @@ its embeddings, and the shares of its predicted classes.
            -> Kolmogorov-Smirnov or MMD                 -> "embedding"
            -> chi-square                                -> "classes"
 
-Rows count in the order in which they are observed, whatever their time. Time only stamps alarms, and
-never runs back: a row that is older than an earlier one is stamped with the latest time seen.
+Rows count in the order in which they are observed, whatever their time. Time only stamps alarms,
+and never runs back: a row that is older than an earlier one is stamped with the latest time seen.
 
-The windows take rows to be independent, and so do the detectors: where neighbours are alike, as when
-one user asks a hundred times, alarms come more often than ``significance`` says.
+The windows take rows to be independent, and so do the detectors: where neighbours are alike, as
+when one user asks a hundred times, alarms come more often than ``significance`` says.
 """
 
 from __future__ import annotations
@@ -27,9 +27,15 @@ from typing import Any, Literal
 import numpy as np
 
 from lightning_evolve.errors import UsageError
-from lightning_evolve.evolution.detectors import ADWIN, Detector, Windows, cbpe, class_drift
-from lightning_evolve.evolution.detectors import embedding_drift
-from lightning_evolve.evolution.detectors.windows import most
+from lightning_evolve.evolution.detectors import (
+    ADWIN,
+    Detector,
+    Windows,
+    cbpe,
+    class_drift,
+    embedding_drift,
+)
+from lightning_evolve.evolution.detectors.windows import Compare, most
 
 Kind = Literal["degradation", "estimated_accuracy", "embedding", "classes"]
 
@@ -96,17 +102,19 @@ class Monitor:
             raise UsageError(f"significance is {significance}: give a probability from 0 to 1")
         if embedding not in embedding_drift.COMPARE:
             raise UsageError(f"embedding is {embedding!r}: give ks or mmd")
-        self.windows: dict[Kind, Windows] = {
-            "estimated_accuracy": Windows(cbpe.compare, window, significance / 3),
-            "embedding": Windows(embedding_drift.COMPARE[embedding], window, significance / 3),
-            "classes": Windows(class_drift.compare, window, significance / 3),
+        comparisons: dict[Kind, tuple[str, Compare]] = {
+            "estimated_accuracy": ("CBPE", cbpe.compare),
+            "embedding": (embedding.upper(), embedding_drift.COMPARE[embedding]),
+            "classes": ("chi-square", class_drift.compare),
         }
-        self._names = {"estimated_accuracy": "CBPE", "embedding": embedding.upper()}
-        self._names["classes"] = "chi-square"
+        self.windows = {
+            kind: Windows(method, compare, window, significance / len(comparisons))
+            for kind, (method, compare) in comparisons.items()
+        }
+        self.time = -math.inf
         self._begin()
 
     def _begin(self) -> None:
-        self.time = -math.inf
         # Of each labelled row whether it was an error, and the name of its class.
         self.history: deque[tuple[bool, str]] = deque(maxlen=HISTORY)
         self.rows = dict.fromkeys(self.detectors, 0)  # since each detector started anew
@@ -177,7 +185,7 @@ class Monitor:
         alarms = self.observe_labels(time, probabilities.argmax(axis=1), labels, classes)
         for kind, windows in self.windows.items():
             alarms += [
-                Alarm(self.time, kind, self._names[kind], *shift[1:])
+                Alarm(self.time, kind, windows.method, *shift[1:])
                 for shift in windows.update(rows[kind])
             ]
         return alarms

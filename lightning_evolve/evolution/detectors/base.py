@@ -46,7 +46,8 @@ class Detector(ABC):
         """Forget the stream."""
 
     @abstractmethod
-    def _take(self, value: float) -> bool: ...
+    def _take(self, value: float) -> bool:
+        """Whether the mean has risen; never at the first value, before which there is none."""
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream has got to: numbers and lists, nothing shared with the detector."""

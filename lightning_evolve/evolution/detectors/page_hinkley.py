@@ -1,6 +1,7 @@
 """The Page-Hinkley test: a cumulative sum that leans downwards until the mean rises.
 
-    m_t = sum over i <= t of (x_i - mean_i - delta),   alarm when m_t - min over i <= t of m_i > lambda
+    m_t = sum over i <= t of (x_i - mean_i - delta),
+    alarm when m_t - min over i <= t of m_i > lambda,
 
 with mean_i the mean of x_1 to x_i. ``delta`` is best half the rise that matters; ``lambda`` trades
 delay for false alarms: after a rise r the alarm comes about lambda / (r - delta) values later.

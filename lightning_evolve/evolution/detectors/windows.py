@@ -4,10 +4,10 @@ Window k after a reference is an alarm where
 
     p < alpha / (k (k + 1)),   sum over k of 1 / (k (k + 1)) = 1,
 
-so that on rows that do not change the probability of ever raising an alarm is alpha at most, however
-many windows there are and whatever they have in common (alpha spending, the union bound). The level
-of window k falls as 1/k^2 and a p-value of a real change exponentially with the rows, which costs
-little delay.
+so that on rows that do not change the probability of ever raising an alarm is alpha at most,
+however many windows there are and whatever they have in common (alpha spending, the union bound).
+The level of window k falls as 1/k^2, but the p-value of a real change falls exponentially with the
+rows, so that the delay grows little.
 
 Source: Foster and Stine, Alpha-Investing, Journal of the Royal Statistical Society B 2008.
 """
@@ -51,14 +51,15 @@ class Windows:
     reported is the new normal, and the window in which the change fell is half old.
 
     Args:
+        method: name of the comparison.
         compare: how a window differs from the reference.
         size: rows of a window, and the most that are kept of a reference: windows of one size are
             what the approximations of the p-values are best for.
         alpha: probability of a false alarm for each reference, over all its windows.
     """
 
-    def __init__(self, compare: Compare, size: int, alpha: float) -> None:
-        self.compare, self.size, self.alpha = compare, size, alpha
+    def __init__(self, method: str, compare: Compare, size: int, alpha: float) -> None:
+        self.method, self.compare, self.size, self.alpha = method, compare, size, alpha
         self.reset()
 
     def reset(self) -> None:
