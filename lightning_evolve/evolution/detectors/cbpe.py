@@ -68,7 +68,7 @@ def compare(reference: Sequence[Any], window: Sequence[Any]) -> Shift:
     """
     old, new = ([row[0] for row in rows] for rows in (reference, window))
     before, after = estimated_accuracy(old), estimated_accuracy(new)
-    if len(old) < 2 or len(new) < 2 or np.std(old) + np.std(new) == 0:
+    if len(old) < 2 or len(new) < 2 or np.ptp(old) == np.ptp(new) == 0:
         p = float(after.accuracy >= before.accuracy)
     else:
         p = float(stats.ttest_ind(new, old, equal_var=False, alternative="less").pvalue)
