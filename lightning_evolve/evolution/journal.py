@@ -49,7 +49,7 @@ CREATE TABLE champions (            -- who was in use, the last is
 );
 CREATE TABLE alarms (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, generation INTEGER, time REAL NOT NULL,
-  kind TEXT NOT NULL, message TEXT NOT NULL
+  message TEXT NOT NULL, detail TEXT NOT NULL
 );
 CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
@@ -243,6 +243,91 @@ class Journal:
         if not found:
             return None
         return next(g for g in self.generations() if g.number == found[0])
+
+    def finish(
+        self,
+        number: int,
+        verdict: str,
+        reasons: Sequence[str],
+        *,
+        model: str | None,
+        scores: str | None = None,
+        summary: dict[str, Any],
+    ) -> None:
+        """Ends a generation; inside :meth:`writing`, with all that follows from it.
+
+        Args:
+            number: of the generation.
+            verdict: what became of its challenger.
+            reasons: why, a sentence each.
+            model: artifact of its model, None where nothing was promoted.
+            scores: artifact of its evaluation.
+            summary: figures for the tables.
+        """
+        self._db.execute(
+            "UPDATE generations SET finished = ?, verdict = ?, reasons = ?, model = ?, scores = ?,"
+            " summary = ? WHERE number = ?",
+            (
+                time.time(),
+                verdict,
+                json.dumps(list(reasons), ensure_ascii=False),
+                model,
+                scores,
+                json.dumps(summary, allow_nan=False),
+                number,
+            ),
+        )
+        self._db.execute("DELETE FROM stages WHERE generation = ?", (number,))
+
+    def crown(self, generation: int, why: str) -> None:
+        """Puts a generation's model in use; inside :meth:`writing`.
+
+        Args:
+            generation: its number.
+            why: ``"founded"``, ``"promoted"`` or what else there is to say.
+        """
+        self._db.execute(
+            "INSERT INTO champions (generation, time, why) VALUES (?, ?, ?)",
+            (generation, time.time(), why),
+        )
+
+    def champions(self) -> list[dict[str, Any]]:
+        """All who have been in use, the last of them now: ``generation``, ``time`` and ``why``."""
+        rows = self._db.execute("SELECT generation, time, why FROM champions ORDER BY seq")
+        return [dict(row) for row in rows]
+
+    def recent_champions(self, count: int) -> set[int]:
+        """Generations of the last champions, each counted once.
+
+        Args:
+            count: how many.
+        """
+        line = [seat["generation"] for seat in self.champions()]
+        return set(list(dict.fromkeys(reversed(line)))[:count])
+
+    def alarm(self, message: str, detail: dict[str, Any]) -> None:
+        """Notes an alarm; inside :meth:`writing`.
+
+        Args:
+            message: what it says.
+            detail: all of it, ``time`` among it.
+        """
+        self._db.execute(
+            "INSERT INTO alarms (time, message, detail) VALUES (?, ?, ?)",
+            (detail["time"], message, json.dumps(detail)),
+        )
+
+    def alarms(self, *, pending: bool = False) -> list[dict[str, Any]]:
+        """All alarms, in order, in full.
+
+        Args:
+            pending: only those that no generation has followed yet.
+        """
+        rows = self._db.execute(
+            "SELECT detail FROM alarms" + (" WHERE generation IS NULL" if pending else "")
+            + " ORDER BY seq"
+        )
+        return [json.loads(row[0]) for row in rows]
 
     def stage(self, generation: int, name: str, compute: Callable[[], Any]) -> Any:
         """The result of a step of a generation, computed once, also over kills.

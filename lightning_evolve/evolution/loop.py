@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -131,10 +132,16 @@ class Evolution:
                 redact=self.processing.redact,
                 batches=len(journal.generations()) + 1,
             )
-            self.processing.process(journal)
+            champion = journal.champion()
+            known = champion and champion.model and self._classes(state, champion.model)
+            self.processing.process(journal, known or None)
             self._watch(state, store)
         finally:
             store.close()
+
+    @staticmethod
+    def _classes(state: State, model: str) -> list[str]:
+        return [str(name) for name in state.artifacts.json(model)["classes"]]
 
     def due(self, state: State) -> str | None:
         """Why a generation is to start now, None if none is."""
@@ -145,7 +152,7 @@ class Evolution:
         ).fetchone()
         alarms = [
             Alarm(**{**detail, "moved": tuple(detail["moved"])})
-            for detail in journal.alarms(generation=None)
+            for detail in journal.alarms(pending=True)
         ]
         since = generations[-1].started if generations else self._began(state)
         return self.trigger.due(pending, time.time(), since, alarms)
@@ -198,6 +205,42 @@ class Evolution:
             Contest(self, state, number, champion).play()
         self._prune(state)
 
+    def forecast(self, state: State) -> Iterator[str]:
+        """Says what the next generation would do; the state is one that nobody needs afterwards.
+
+        Args:
+            state: a copy of that of the run.
+
+        Yields:
+            Sentences.
+        """
+        journal = state.journal
+        number, reason = self.unfinished(state), ""
+        if number is not None:
+            yield f"generation {number} is in progress and would be finished first"
+        else:
+            self.gather(state)
+            counts = journal.execute(
+                "SELECT status, count(*) FROM records WHERE generation IS NULL GROUP BY status"
+            ).fetchall()
+            yield "pending: " + (", ".join(f"{n} {status}" for status, n in counts) or "nothing")
+            if (due := self.due(state)) is None:
+                yield "no generation is due"
+                return
+            reason = due
+            number = self.open(state, reason)
+            yield f"generation {number} would start: {reason}"
+        champion = journal.champion()
+        if champion is None:
+            yield f"it would found the first champion, with {self.training.first_steps} steps"
+            return
+        yield f"challengers would grow from champion {champion.number}"
+        for trial in self.optimisation.plan(journal, self.training, (self.seed, number)):
+            settings = ", ".join(f"{name} {value}" for name, value in trial["settings"].items())
+            variant = trial["variant"]
+            phi = "phi as it is" if variant is None else f"variant {variant + 1} of phi"
+            yield f"challenger: {phi}, {settings}"
+
     # ---------------------------------------------------------------- watching
 
     def _watch(self, state: State, store: FeedbackStore) -> None:
@@ -234,7 +277,7 @@ class Evolution:
             served = store.predictions(position["predictions"], _SERVED)
         with journal.writing():
             for alarm in alarms:
-                journal.alarm(alarm)
+                journal.alarm(alarm.message, asdict(alarm))
             journal.set_state("watched", position)
             journal.set_state("monitor", self.monitor.state_dict())
 
