@@ -1,0 +1,1 @@
+"""Continuous evolution: eight systems around one model that keeps itself current."""
