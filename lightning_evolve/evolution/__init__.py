@@ -1,1 +1,1 @@
-"""Continuous evolution: eight systems around one model that keeps itself current."""
+"""The loop of continuous evolution: eight systems around one model that keeps itself current."""
