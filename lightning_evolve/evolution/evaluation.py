@@ -292,7 +292,9 @@ class _Rows:
             ``[3, resamples]``.
         """
         total, right, loss = (counts @ self.sums).T
-        support, predicted, hits = (counts @ m for m in (self.by_label, self.by_prediction, self.hits))
+        support, predicted, hits = (
+            counts @ m for m in (self.by_label, self.by_prediction, self.hits)
+        )
         there = support > 0
         f1 = np.where(there, 2 * hits / np.where(there, support + predicted, 1), 0)
         return np.stack([right / total, f1.sum(axis=1) / there.sum(axis=1), loss / total])

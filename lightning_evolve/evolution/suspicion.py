@@ -44,8 +44,9 @@ ONE_CLASS = 0.95
 """Share of a batch's labels from which on it counts as being of one class."""
 
 SPREAD = 0.35
-"""Share of its most frequent prediction below which the champion sees several classes in a batch.
-It sees one or two in a new class."""
+"""Share of its most frequent prediction below which the champion sees several classes in a batch,
+where it is also less than twice that in as many trusted rows. A class that is new to it looks like
+one or two that it knows; all its classes under one label look like ordinary rows."""
 
 # Rows that neighbours are looked for among, and subsets of trusted rows: milliseconds each.
 _ROWS, _SUBSETS = 1000, 10
@@ -95,9 +96,7 @@ class Suspicion:
         return cls(**{**saved, "reasons": tuple(saved["reasons"])})
 
 
-def suspect(
-    batch: Judged, trusted: Judged, classes: Sequence[str], *, seed: int = 0
-) -> Suspicion:
+def suspect(batch: Judged, trusted: Judged, classes: Sequence[str], *, seed: int = 0) -> Suspicion:
     """Tests the labels of a batch from one source, its held-out rows included, in three ways.
 
     *Contradiction*: of the rows that the champion is sure of, too many are labelled otherwise. See
@@ -123,7 +122,7 @@ def suspect(
     figures: dict[str, float] = {"rows": rows}
     if rows < FEWEST:
         return Suspicion(False, (), figures)
-    known = (batch.probabilities > 0).any(axis=0) | (trusted.probabilities > 0).any(axis=0)
+    known = (batch.probabilities > 0).any(axis=0)
     reasons = []
 
     sure, against = _sure(batch, known)
@@ -160,10 +159,13 @@ def suspect(
         np.bincount(x, minlength=len(classes))
         for x in (batch.labels, batch.probabilities.argmax(axis=1))
     )
-    figures |= {"one_label": labels.max() / rows, "one_prediction": predicted.max() / rows}
-    if labels.max() >= ONE_CLASS * rows and (
-        stats.binom.cdf(predicted.max(), rows, SPREAD) <= LEVEL
-    ):
+    ordinary = _most_frequent(trusted, rows, source)
+    figures |= {
+        "one_label": labels.max() / rows,
+        "one_prediction": predicted.max() / rows,
+        "usual_prediction": ordinary,
+    }
+    if labels.max() >= ONE_CLASS * rows and predicted.max() < rows * min(SPREAD, 2 * ordinary):
         reasons.append(
             f"{labels.max()} of {rows} rows are labelled {classes[labels.argmax()]!r}, while the "
             f"champion sees several classes in them: {classes[predicted.argmax()]!r}, the most "
@@ -225,13 +227,25 @@ def agreement(features: Floats, labels: Integers) -> float:
 
 def _sure(judged: Judged, known: Integers) -> tuple[Integers, Integers]:
     """Which rows with a label that the champion knows it is sure of, and right or wrong about."""
-    sure = (judged.probabilities.max(axis=1) >= SURE) & known[judged.labels].astype(bool)
+    sure = (judged.probabilities.max(axis=1) >= SURE) & known[judged.labels]
     return sure, sure & (judged.probabilities.argmax(axis=1) != judged.labels)
 
 
 def _rate(sure: Integers, against: Integers) -> float:
     """Laplace's estimate of the rate at which the champion is wrong where it is sure."""
     return float((against.sum() + 1) / (sure.sum() + 2))
+
+
+def _most_frequent(trusted: Judged, rows: int, source: np.random.Generator) -> float:
+    """Mean share of the most frequent prediction in as many trusted rows; 1 where there are none.
+
+    The fewer the rows, the larger the share of the most frequent of many classes by chance.
+    """
+    predicted = trusted.probabilities.argmax(axis=1)
+    if not len(predicted):
+        return 1.0
+    draws = source.choice(predicted, (_SUBSETS, rows))
+    return float(np.mean([np.bincount(draw).max() for draw in draws]) / rows)
 
 
 def _agreement_of(judged: Judged, size: int, source: np.random.Generator) -> float:
