@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
+Truths = NDArray[np.bool_]
 
 BINS = 15
 """Of the calibration error (Guo et al. 2017)."""
@@ -199,10 +200,12 @@ def compare(
         (0.5, 1, 0)
     """
     rows = len(labels)
-    assert rows and champion.shape == challenger.shape == (rows, len(classes))
-    assert 0 <= labels.min() and labels.max() < len(classes)
+    assert rows, "nothing to compare on"
+    assert champion.shape == challenger.shape == (rows, len(classes))
+    assert set(np.unique(labels)) <= set(range(len(classes)))
     weight = np.ones(rows) if weights is None else np.asarray(weights, dtype=float)
-    assert weight.shape == (rows,) and (weight > 0).all()
+    assert weight.shape == (rows,)
+    assert (weight > 0).all()
     old, new = (_Rows(p, labels, weight) for p in (champion, challenger))
     points = [model.statistics(np.ones((1, rows))) for model in (old, new)]
     blocks = [new.statistics(n) - old.statistics(n) for n in _resamples(rows, resamples, seed)]
@@ -311,9 +314,7 @@ def _resamples(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
         yield counts.reshape(size, rows).astype(float)
 
 
-def _of_class(
-    chosen: NDArray[np.bool_], old: NDArray[np.bool_], new: NDArray[np.bool_], weight: Floats
-) -> ClassScores:
+def _of_class(chosen: Truths, old: Truths, new: Truths, weight: Floats) -> ClassScores:
     old, new, weight = old[chosen], new[chosen], weight[chosen]
     return ClassScores(
         rows=len(weight),

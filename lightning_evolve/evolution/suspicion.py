@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 from scipy.spatial.distance import cdist
 
-from lightning_evolve.evolution.evaluation import Floats, Integers
+from lightning_evolve.evolution.evaluation import Floats, Integers, Truths
 
 FEWEST = 20
 """Rows of a batch, and sure rows among them, below which nothing can be told."""
@@ -122,7 +122,7 @@ def suspect(batch: Judged, trusted: Judged, classes: Sequence[str], *, seed: int
     figures: dict[str, float] = {"rows": rows}
     if rows < FEWEST:
         return Suspicion(False, (), figures)
-    known = (batch.probabilities > 0).any(axis=0)
+    known: Truths = np.any(batch.probabilities > 0, axis=0)
     reasons = []
 
     sure, against = _sure(batch, known)
@@ -167,8 +167,8 @@ def suspect(batch: Judged, trusted: Judged, classes: Sequence[str], *, seed: int
     }
     if labels.max() >= ONE_CLASS * rows and predicted.max() < rows * min(SPREAD, 2 * ordinary):
         reasons.append(
-            f"{labels.max()} of {rows} rows are labelled {classes[labels.argmax()]!r}, while the "
-            f"champion sees several classes in them: {classes[predicted.argmax()]!r}, the most "
+            f"{labels.max()} of {rows} rows are labelled {classes[int(labels.argmax())]!r}, while the "
+            f"champion sees several classes in them: {classes[int(predicted.argmax())]!r}, the most "
             f"frequent, in {predicted.max()}"
         )
     return Suspicion(bool(reasons), tuple(reasons), {k: float(v) for k, v in figures.items()})
@@ -225,13 +225,13 @@ def agreement(features: Floats, labels: Integers) -> float:
     return float((agree - chance) / (1 - chance)) if chance < 1 else float("nan")
 
 
-def _sure(judged: Judged, known: Integers) -> tuple[Integers, Integers]:
+def _sure(judged: Judged, known: Truths) -> tuple[Truths, Truths]:
     """Which rows with a label that the champion knows it is sure of, and right or wrong about."""
     sure = (judged.probabilities.max(axis=1) >= SURE) & known[judged.labels]
     return sure, sure & (judged.probabilities.argmax(axis=1) != judged.labels)
 
 
-def _rate(sure: Integers, against: Integers) -> float:
+def _rate(sure: Truths, against: Truths) -> float:
     """Laplace's estimate of the rate at which the champion is wrong where it is sure."""
     return float((against.sum() + 1) / (sure.sum() + 2))
 
