@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import product
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.estimators.perturbation import gaussian, generator
@@ -21,7 +20,6 @@ Space = dict[str, list[Any]]
 """Choices by the name of a setting; the first of each is the default."""
 
 _MOST = 10_000
-_T = TypeVar("_T")
 
 
 def perturbations(
@@ -143,7 +141,8 @@ class OuterStep:
             A copy of phi after the step; as it was where no pair has finite rewards.
         """
         assert len(rewards) == 2 * self.pairs
-        if any(math.isfinite(a) and math.isfinite(b) for a, b in _twos(rewards)):
+        pairs = zip(rewards[::2], rewards[1::2], strict=True)
+        if any(math.isfinite(up) and math.isfinite(down) for up, down in pairs):
             slope = ascent(self.phi, rewards, self.sigma, self.seed, self.generation)
             for name, p in self.phi.items():
                 p.grad = slope[name]
@@ -222,6 +221,7 @@ class Proposer:
             raise UsageError(f"the space has {size} combinations; leave {_MOST} at most")
         self.space, self.forgetting, self.price = space, forgetting, price
         self.observed, self.spent = 0, 0.0
+        self._worst: float | None = None
         # Each a row of positions among the choices; the first row is the default.
         self._combinations = np.array(
             list(product(*(range(len(choices)) for choices in space.values()))), dtype=int
@@ -245,7 +245,7 @@ class Proposer:
         return chosen
 
     def observe(self, settings: Settings, reward: float, cost: float = 0.0) -> None:
-        """Learns what a trial came to; one without a finite reward counts by its cost alone.
+        """Learns what a trial came to; one without a finite reward counts as the worst so far.
 
         Rewards of different generations compare only where what they share is taken out: give the
         gain over the champion rather than the accuracy.
@@ -261,8 +261,12 @@ class Proposer:
         place = self._place(settings)
         self.observed += 1
         self.spent += cost
-        if math.isfinite(reward):
-            self._learn(place, reward - self.price * cost)
+        gain = reward - self.price * cost
+        if math.isfinite(gain):
+            self._worst = gain if self._worst is None else min(self._worst, gain)
+        else:
+            gain = 0.0 if self._worst is None else self._worst
+        self._learn(place, gain)
 
     def best(self) -> Settings:
         """Returns the settings that look best by now; the default where nothing is known."""
@@ -274,6 +278,7 @@ class Proposer:
             "space": self.space,
             "observed": self.observed,
             "spent": self.spent,
+            "worst": self._worst,
             "learned": self._learned(),
         }
 
@@ -292,6 +297,7 @@ class Proposer:
                 f"{self.space}; start a new run to change the choices"
             )
         self.observed, self.spent = state["observed"], state["spent"]
+        self._worst = state["worst"]
         self._load(state["learned"])
 
     def _draw(self, source: np.random.Generator) -> NDArray[np.float64]:
@@ -465,7 +471,3 @@ class ThompsonSampling(Proposer):
 def _noise(phi: Tensors, pairs: int, seed: int, generation: int) -> list[Tensors]:
     source = generator(seed, generation)
     return [gaussian(phi, source) for _ in range(pairs)]
-
-
-def _twos(values: Sequence[_T]) -> list[tuple[_T, _T]]:
-    return list(zip(values[::2], values[1::2], strict=True))

@@ -166,10 +166,10 @@ def suspect(batch: Judged, trusted: Judged, classes: Sequence[str], *, seed: int
         "usual_prediction": ordinary,
     }
     if labels.max() >= ONE_CLASS * rows and predicted.max() < rows * min(SPREAD, 2 * ordinary):
+        label, prediction = (classes[int(counts.argmax())] for counts in (labels, predicted))
         reasons.append(
-            f"{labels.max()} of {rows} rows are labelled {classes[int(labels.argmax())]!r}, while the "
-            f"champion sees several classes in them: {classes[int(predicted.argmax())]!r}, the most "
-            f"frequent, in {predicted.max()}"
+            f"{labels.max()} of {rows} rows are labelled {label!r}, while the champion sees several "
+            f"classes in them: {prediction!r}, the most frequent, in {predicted.max()}"
         )
     return Suspicion(bool(reasons), tuple(reasons), {k: float(v) for k, v in figures.items()})
 
