@@ -33,9 +33,7 @@ def check_config(name: str) -> None:
             )
 
 
-def check_yaml(
-    name: str, *, keys: str = "sources, pretrained and training"
-) -> dict[str, Any]:
+def check_yaml(name: str, *, keys: str = "sources, pretrained and training") -> dict[str, Any]:
     """Refuses a config file that cannot be read.
 
     Args:

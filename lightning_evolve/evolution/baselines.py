@@ -10,7 +10,7 @@ import numpy as np
 from lightning_evolve.data.cache import Cache
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution.model import Model
-from lightning_evolve.evolution.pool import Mask, Pool
+from lightning_evolve.evolution.pool import Pool
 from lightning_evolve.evolution.pretrained import Pretrained
 from lightning_evolve.evolution.training import Training
 
@@ -71,7 +71,7 @@ def advance(
     if name == "never":
         return Advanced(model, 0.0)
     began = time.process_time()
-    usable: Mask = pool.kept & (pool.label != "")
+    usable = pool.labelled  # also what the loop holds back: simpler ways do not ask
     learned = usable & (pool.part == "train")
     now = pool.generation == pool.generation.max()
     classes = sorted(set(pool.label[usable]))

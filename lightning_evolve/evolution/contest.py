@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lightning_evolve.evolution import baselines
@@ -60,7 +60,7 @@ class Contest:
         found = journal.stage(self.number, "suspicion", self._suspicions)
         suspicions = {source: Suspicion.from_json(s) for source, s in found.items()}
         self._hold([source for source, s in suspicions.items() if s.suspect])
-        usable = self.pool.kept & (self.pool.label != "")
+        usable = self.pool.kept
         self.new = usable & (self.pool.generation > self.champion.number)
         self.old = usable & ~self.new
         self.classes = (
@@ -68,12 +68,10 @@ class Contest:
             *sorted({*self.pool.label[self.new]} - {*self.model.classes}),
         )
         trials = self._trials()
-        challenger = max(
-            (t for t in trials if t["model"]), key=lambda t: t["reward"], default=None
-        )
+        challenger = max((t for t in trials if t["model"]), key=lambda t: t["reward"], default=None)
         result = journal.stage(self.number, "judged", lambda: self._judge(challenger))
-        beside = {
-            name: journal.stage(self.number, f"beside:{name}", lambda name=name: self._beside(name))
+        beside: dict[str, Any] = {
+            name: journal.stage(self.number, f"beside:{name}", partial(self._beside, name))
             for name in self.evolution.beside
         }
         verdict = Verdict.from_json(result["verdict"])
@@ -86,7 +84,7 @@ class Contest:
 
     def _arriving(self) -> dict[str, Any]:
         """Accuracy on the rows of this generation, of models that have learned none of them."""
-        rows = self.now & self.pool.kept & (self.pool.label != "")
+        rows = self.now & self.pool.labelled
         found = {"champion": accuracy_of(self.model, self.pool, rows)}
         for name in self.evolution.beside:
             found[name] = accuracy_of(self._baseline(name), *self._seen_by(name, rows))
@@ -94,7 +92,7 @@ class Contest:
 
     def _suspicions(self) -> dict[str, Any]:
         """Looks at the labels of each source that is not trusted."""
-        pool, known = self.pool, self.pool.kept & (self.pool.label != "")
+        pool, known = self.pool, self.pool.kept
         held_out = known & (pool.part != "train") & (pool.generation <= self.champion.number)
         trusted = pool.sample(held_out, _ROWS)
         classes = (*self.model.classes, *sorted({*pool.label[known]} - {*self.model.classes}))
@@ -146,7 +144,7 @@ class Contest:
             ),
         )
         return [
-            journal.stage(self.number, f"trial:{n}", lambda trial=trial: self._trial(trial))
+            journal.stage(self.number, f"trial:{n}", partial(self._trial, trial))
             for n, trial in enumerate(plan)
         ]
 
@@ -192,7 +190,8 @@ class Contest:
     def _tune(self) -> Mask:
         """Rows to choose by: the new ones, and as many as memory allows of the old."""
         tune = self.pool.part == "tune"
-        return (self.new & tune) | self.pool.sample(self.old & tune, self.evolution.memory)
+        rows: Mask = (self.new & tune) | self.pool.sample(self.old & tune, self.evolution.memory)
+        return rows
 
     def _reward(self, model: Model) -> float:
         """Minus the loss on rows to choose by, where new and old data count alike."""
@@ -222,8 +221,9 @@ class Contest:
             self._cost(self.model, self.champion.summary.get("seconds", 0.0)),
             self._cost(model, challenger["seconds"]),
         )
-        sets = {name: self._compare(model, rows, costs) for name, rows in
-                (("new", new), ("old", old))}
+        sets = {
+            name: self._compare(model, rows, costs) for name, rows in (("new", new), ("old", old))
+        }
         verdict = self.evolution.gate.decide(sets["new"], sets["old"])
         scores = self.state.artifacts.put_json(
             {name: found and found.to_json() for name, found in sets.items()}
@@ -239,12 +239,13 @@ class Contest:
         if not rows.any():
             return None
         inputs = self.pool.select(rows)
-        both = [
+        champion, challenger = (
             padded(m.predict_encoded(inputs).probabilities, len(self.classes))
             for m in (self.model, model)
-        ]
+        )
         return compare(
-            *both,
+            champion,
+            challenger,
             self.pool.labels(rows, self.classes).numpy(),
             self.classes,
             weights=self.pool.weight[rows],

@@ -324,10 +324,11 @@ class Journal:
             pending: only those that no generation has followed yet.
         """
         rows = self._db.execute(
-            "SELECT detail FROM alarms" + (" WHERE generation IS NULL" if pending else "")
+            "SELECT detail FROM alarms"
+            + (" WHERE generation IS NULL" if pending else "")
             + " ORDER BY seq"
         )
-        return [json.loads(row[0]) for row in rows]
+        return [json.loads(d) for g, d in rows if not pending or g is None]
 
     def stage(self, generation: int, name: str, compute: Callable[[], Any]) -> Any:
         """The result of a step of a generation, computed once, also over kills.

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+
 from lightning_evolve.data.cache import Cache
 from lightning_evolve.data.checks import at_least
 from lightning_evolve.errors import UsageError
@@ -286,9 +287,7 @@ class Evolution:
             [[p.probabilities.get(name, 0.0) for name in classes] for p in predictions], np.float32
         )
         unknown = np.full(len(predictions), -1)
-        return self.monitor.observe(
-            predictions[-1].time, probabilities, None, unknown, classes
-        )
+        return self.monitor.observe(predictions[-1].time, probabilities, None, unknown, classes)
 
     def _resume_monitor(self, state: State) -> None:
         saved = state.journal.state("monitor")

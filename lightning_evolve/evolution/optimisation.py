@@ -98,7 +98,7 @@ class Optimisation:
     def phi(
         self, journal: Journal, artifacts: Artifacts, rule: MetaLearner, trial: Trial, seed: int
     ) -> Tensors:
-        """phi of a trial.
+        """Phi of a trial.
 
         Args:
             journal: with what has been learned.
@@ -168,9 +168,7 @@ class Optimisation:
             raise UsageError(
                 f"{type(rule).__name__} has no phi that could be learned: give optimisation.pairs 0"
             )
-        outer = OuterStep(
-            rule.phi(), beta=self.beta, sigma=self.sigma, pairs=self.pairs, seed=seed
-        )
+        outer = OuterStep(rule.phi(), beta=self.beta, sigma=self.sigma, pairs=self.pairs, seed=seed)
         if saved := journal.state(_OUTER):
             outer.load_state_dict(artifacts.tensors(saved))
         return outer

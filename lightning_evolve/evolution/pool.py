@@ -34,9 +34,10 @@ class Pool:
         last: number of the last generation.
 
     Attributes:
-        seq, key, text, label, weight, part, source, generation: a column each, of all records that the
-            generations have taken; an unknown label is an empty string.
-        kept: which of them may be learned from or judged by.
+        seq, key, text, label, weight, part, source, generation: a column each, of all records that
+            the generations have taken; an unknown label is an empty string.
+        labelled: which of them have a label that is in use.
+        kept: which of those may be learned from or judged by: the rest is held back.
     """
 
     def __init__(self, journal: Journal, model: Model, cache: Cache, last: int) -> None:
@@ -54,6 +55,7 @@ class Pool:
         self.key, self.label, self.part = column("key"), column("label"), column("part")
         self.source, self.weight = column("source"), column("weight", np.float64)
         self.kept: Mask = column("status") == "kept"
+        self.labelled: Mask = self.kept | (column("status") == "held")
         self.text = [row["text"] for row in rows]
         self.inputs = self._encoded(model, cache)
 
