@@ -9,7 +9,6 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from lightning_evolve.evolution.loop import Evolution
     from lightning_evolve.evolution.state import State
 
+_PAUSE = 2.0  # seconds between two looks at the sources
 _FLAGS = ("--watch", "--dry-run", "--dry_run", "--print_config")
 
 
@@ -108,47 +108,32 @@ def _difference(one: str, other: str) -> str:
 
 def _evolve(evolution: Evolution, state: State, last: int | None, *, watch: bool) -> None:
     from rich.console import Console
-    from rich.live import Live
 
-    from lightning_evolve.reports.evolution import generations_table, line
+    from lightning_evolve.reports.evolution import generation_row
 
-    console = Console()
+    console, heading = Console(), True
+    while True:
+        for generation in _until(evolution, state, last):
+            console.print(generation_row(generation, heading=heading))
+            heading = False
+        if not watch or _enough(state, last):
+            return
+        with state.resting():
+            time.sleep(_PAUSE)
 
-    def table() -> Any:
-        champion = state.journal.champion()
-        return generations_table(state.journal.generations(), champion and champion.number)
 
-    with Live(console=console, auto_refresh=False) if console.is_terminal else _nothing() as live:
-        while True:
-            for generation in _until(evolution, state, last):
-                if live is None:
-                    print(line(generation), flush=True)
-                else:
-                    live.update(table(), refresh=True)
-            finished = [g for g in state.journal.generations() if g.finished]
-            if not watch or (last is not None and len(finished) >= last):
-                break
-            time.sleep(2.0)
-        if live is not None:
-            live.update(table(), refresh=True)
+def _enough(state: State, last: int | None) -> bool:
+    done = [g for g in state.journal.generations() if g.finished]
+    return last is not None and len(done) >= last
 
 
 def _until(evolution: Evolution, state: State, last: int | None) -> Iterator[Any]:
-    def enough() -> bool:
-        done = [g for g in state.journal.generations() if g.finished]
-        return last is not None and len(done) >= last
-
-    if enough():
+    if _enough(state, last):
         return
     for generation in evolution.run(state):
         yield generation
-        if enough():
+        if _enough(state, last):
             return
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
 
 
 def _report(state: State) -> None:

@@ -40,13 +40,19 @@ def _history(path: Path) -> int:
     from rich.console import Console
 
     from lightning_evolve.evolution.state import State
-    from lightning_evolve.reports.evolution import generations_table
+    from lightning_evolve.reports.evolution import generation_row
 
     console = Console()
     with State(path) as state:
         journal = state.journal
         champion = journal.champion()
-        console.print(generations_table(journal.generations(), champion and champion.number))
+        for generation in journal.generations():
+            row = generation_row(
+                generation,
+                heading=generation.number == 0,
+                champion=champion is not None and generation.number == champion.number,
+            )
+            console.print(row)
         for generation in journal.generations():
             if generation.model:
                 parent = "-" if generation.parent is None else str(generation.parent)

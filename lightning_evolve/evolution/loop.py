@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 
 from lightning_evolve.data.cache import Cache
 from lightning_evolve.data.checks import at_least
@@ -22,7 +23,7 @@ from lightning_evolve.evolution.journal import Generation
 from lightning_evolve.evolution.model import Model
 from lightning_evolve.evolution.monitoring import Alarm, Monitor
 from lightning_evolve.evolution.optimisation import Optimisation
-from lightning_evolve.evolution.pool import Mask, Pool
+from lightning_evolve.evolution.pool import Mask, Pool, encoded
 from lightning_evolve.evolution.pretrained import Pretrained
 from lightning_evolve.evolution.processing import Processing
 from lightning_evolve.evolution.state import SERVICE, State
@@ -261,14 +262,24 @@ class Evolution:
         self._resume_monitor(state)
         alarms: list[Alarm] = []
         if arrived:
-            predicted = model.predict([row["text"] for row in arrived])
+            # The rows that a generation will take, by themselves: they are encoded once.
+            texts = [[r["text"] for r in arrived if bool(r["label"]) == known] for known in (1, 0)]
+            arrived = sorted(arrived, key=lambda row: not row["label"])
+            inputs = [encoded(model, some, self.cache) for some in texts if some]
+            predicted = model.predict_encoded(
+                {name: torch.cat([part[name] for part in inputs]) for name in inputs[0]}
+            )
             classes = [*model.classes, *sorted({r["label"] for r in arrived if r["label"]})]
             names = tuple(dict.fromkeys(classes))
             labels = np.array([names.index(r["label"]) if r["label"] else -1 for r in arrived])
             alarms += self.monitor.observe(
-                arrived[-1]["time"], predicted.probabilities, predicted.features, labels, names
+                max(r["time"] for r in arrived),
+                predicted.probabilities,
+                predicted.features,
+                labels,
+                names,
             )
-            position["records"] = arrived[-1]["seq"]
+            position["records"] = max(r["seq"] for r in arrived)
         while served:
             for of in sorted({p.generation for p in served}):
                 some = [p for p in served if p.generation == of]
@@ -353,6 +364,8 @@ class Evolution:
             reason = f"the first champion, of {len(learned)} rows and {len(classes)} classes"
             journal.finish(number, "founded", [reason], model=name, summary=summary)
             journal.crown(number, "founded")
+            (seen,) = journal.execute("SELECT max(seq) FROM records").fetchone()
+            journal.set_state("watched", {"records": seen, "predictions": 0})
             journal.set_state("monitor", self.monitor.state_dict())
 
     def _prune(self, state: State) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -14,6 +16,7 @@ CONFIG = "config.yaml"
 JOURNAL = "journal.sqlite"
 SERVICE = "service.sqlite"
 _LOCK = ".lock"
+_PATIENCE = 60.0  # seconds that a rollback may take
 
 
 class State:
@@ -43,10 +46,10 @@ class State:
             raise
         self.artifacts = Artifacts(path / "artifacts")
 
-    def _hold(self) -> None:
+    def _hold(self, patience: float = 0.0) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=patience)
         except Timeout as error:
             raise UsageError(
                 f"another process writes {self.path}: wait for it, stop it, or give another "
@@ -57,6 +60,19 @@ class State:
             raise UsageError(
                 f"cannot write to {self.path}: {reason}; choose another --run_dir"
             ) from error
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Leaves the directory to others for a while, such as a rollback, and takes it back.
+
+        Raises:
+            UsageError: another process has kept it.
+        """
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._hold(_PATIENCE)
 
     def close(self) -> None:
         """Closes the journal and gives the lock back."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -25,53 +26,39 @@ WAYS = {
 _VERDICTS = {"founded": "cyan", "promoted": "green", "kept": "yellow"}
 
 
-def generations_table(generations: Sequence[Generation], champion: int | None) -> Table:
-    """A row a generation.
+# Heading and width of each column but the last, which has what is left of the line.
+_COLUMNS = (("", 4), ("records", 7), ("arriving", 8), ("new", 6), ("old", 6), ("CPU s", 6))
+
+
+def generation_row(generation: Generation, *, heading: bool, champion: bool = False) -> Table:
+    """A generation as a row of a table that grows line by line.
+
+    *arriving* is the accuracy of the champion on the new records before anything is learned from
+    them; *new* and *old* are those of whoever is champion afterwards, on held-out rows that the
+    champion before had not learned, and that it had.
 
     Args:
-        generations: in order.
-        champion: number of the one in use.
-
-    Returns:
-        *arriving* is the accuracy of the champion on the new records before anything is learned
-        from them; *new* and *old* are those of whoever is champion afterwards, on held-out rows
-        that the champion before had not learned, and that it had.
+        generation: finished, or in progress.
+        heading: whether the headings stand over it.
+        champion: whether its model is the one in use, which gets a star.
     """
-    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    headings = ("", "records", "arriving", "new", "old", "CPU s")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD if heading else None, pad_edge=False, show_header=heading)
+    for name, width in _COLUMNS:
+        table.add_column(name, justify="right", width=width, no_wrap=True)
+    table.add_column("verdict", width=11, no_wrap=True)
     table.add_column("why", overflow="fold")
-    for generation in generations:
-        figures, verdict = generation.summary, generation.verdict or "in progress"
-        mark = "*" if generation.number == champion else " "
-        table.add_row(
-            f"{mark}{generation.number}",
-            str(figures.get("records", "")),
-            share(figures.get("arriving")),
-            share(figures.get("new_accuracy")),
-            share(figures.get("old_accuracy")),
-            f"{figures.get('seconds', 0.0):.1f}",
-            f"[{_VERDICTS.get(verdict, 'white')}]{verdict}[/]",
-            "\n".join(_escaped(reason) for reason in generation.reasons),
-        )
-    return table
-
-
-def line(generation: Generation) -> str:
-    """One generation in one line, where nothing can be drawn over.
-
-    Args:
-        generation: a finished one.
-    """
-    figures = generation.summary
-    return (
-        f"generation {generation.number}: {figures.get('records', 0)} records, arriving "
-        f"{share(figures.get('arriving'))}, new {share(figures.get('new_accuracy'))}, old "
-        f"{share(figures.get('old_accuracy'))}: {generation.verdict}: "
-        f"{'; '.join(generation.reasons)}"
+    figures, verdict = generation.summary, generation.verdict or "in progress"
+    table.add_row(
+        f"{'*' if champion else ''}{generation.number}",
+        str(figures.get("records", "")),
+        share(figures.get("arriving")),
+        share(figures.get("new_accuracy")),
+        share(figures.get("old_accuracy")),
+        f"{figures.get('seconds', 0.0):.1f}",
+        f"[{_VERDICTS.get(verdict, 'white')}]{verdict}[/]",
+        "\n".join(escape(reason) for reason in generation.reasons),
     )
+    return table
 
 
 def comparison(generations: Sequence[Generation]) -> dict[str, dict[str, Any]]:
@@ -191,9 +178,3 @@ def share(value: float | None) -> str:
     ('0.500', '-')
     """
     return "-" if value is None else f"{value:.3f}"
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
