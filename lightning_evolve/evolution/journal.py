@@ -323,11 +323,7 @@ class Journal:
         Args:
             pending: only those that no generation has followed yet.
         """
-        rows = self._db.execute(
-            "SELECT detail FROM alarms"
-            + (" WHERE generation IS NULL" if pending else "")
-            + " ORDER BY seq"
-        )
+        rows = self._db.execute("SELECT generation, detail FROM alarms ORDER BY seq")
         return [json.loads(d) for g, d in rows if not pending or g is None]
 
     def stage(self, generation: int, name: str, compute: Callable[[], Any]) -> Any:
