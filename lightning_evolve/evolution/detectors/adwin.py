@@ -42,7 +42,7 @@ class ADWIN(Detector):
         >>> detector = ADWIN()
         >>> stream = [0, 0, 0, 0, 1] * 100 + [1, 1, 0] * 100
         >>> next(i for i, error in enumerate(stream) if detector.update(error))
-        537
+        543
     """
 
     STATE = ("count", "histogram")
