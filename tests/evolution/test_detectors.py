@@ -130,12 +130,14 @@ def test_adwin_alarms_where_the_paper_says():
     assert 305 < row < 340
 
 
-def test_page_hinkley_is_rivers():
+@pytest.mark.parametrize("threshold", [25, 3])  # that of 3 is reached before the warm-up is over
+def test_page_hinkley_is_rivers(threshold):
     drift = pytest.importorskip("river.drift", reason="the oracle needs river")
     for seed in SEEDS:
         stream = errors(seed, (0.1, 1000), (0.3, 1000))
-        river = drift.PageHinkley(delta=0.02, threshold=25, alpha=1, mode="up")
-        assert alarms(PageHinkley(), stream) == alarms(River(river), stream) != []
+        river = drift.PageHinkley(delta=0.02, threshold=threshold, alpha=1, mode="up")
+        ours = alarms(PageHinkley(threshold=threshold), stream)
+        assert ours == alarms(River(river), stream) != []
 
 
 def test_ddm_is_rivers():
@@ -160,8 +162,7 @@ def test_adwin_is_rivers_but_for_the_falls():
     for seed in SEEDS:
         rise = errors(seed, (0.1, 600), (0.35, 600))
         river = drift.ADWIN(clock=CLOCK, grace_period=0, min_window_length=1)
-        ours, theirs = first_alarm(ADWIN(), rise), first_alarm(River(river), rise)
-        assert abs(ours - theirs) <= 3  # it leaves out the newest bucket of each size
+        assert first_alarm(ADWIN(), rise) == first_alarm(River(river), rise) is not None
         fall = errors(seed, (0.35, 600), (0.1, 600))
         assert alarms(River(drift.ADWIN()), fall)
         assert not alarms(ADWIN(), fall)
