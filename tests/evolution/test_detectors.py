@@ -22,7 +22,7 @@ from lightning_evolve.evolution.detectors import (
     class_drift,
     embedding_drift,
 )
-from lightning_evolve.evolution.detectors.adwin import BUCKETS
+from lightning_evolve.evolution.detectors.adwin import BUCKETS, CLOCK
 from lightning_evolve.evolution.detectors.windows import Shift
 
 DETECTORS = (ADWIN, PageHinkley, DDM)
@@ -57,7 +57,7 @@ class River:
 # FACTS section 5 measured 87 / 359, 148 / 501 and 98 / 414 on streams of its own; the mean delay of
 # ten streams after a small rise has a standard error of some 80.
 @pytest.mark.parametrize(
-    ("detector", "large", "small"), [(ADWIN, 96, 460), (PageHinkley, 163, 600), (DDM, 108, 510)]
+    ("detector", "large", "small"), [(ADWIN, 96, 500), (PageHinkley, 163, 600), (DDM, 108, 510)]
 )
 def test_delay_after_a_rise(detector, large, small):
     for rate, longest in ((0.35, large), (0.18, small)):
@@ -119,6 +119,8 @@ def test_adwin_alarms_where_the_paper_says():
         if alarm:
             break
         assert sum(buckets) == len(x)
+        if len(x) % CLOCK:
+            continue
         for newer in np.cumsum(buckets)[:-1]:
             m = 1 / (1 / newer + 1 / (len(x) - newer))
             log = math.log(2 * math.log(len(x)) / delta)
@@ -128,12 +130,14 @@ def test_adwin_alarms_where_the_paper_says():
     assert 305 < row < 340
 
 
-def test_page_hinkley_is_rivers():
+@pytest.mark.parametrize("threshold", [25, 3])  # that of 3 is reached before the warm-up is over
+def test_page_hinkley_is_rivers(threshold):
     drift = pytest.importorskip("river.drift", reason="the oracle needs river")
     for seed in SEEDS:
         stream = errors(seed, (0.1, 1000), (0.3, 1000))
-        river = drift.PageHinkley(delta=0.02, threshold=25, alpha=1, mode="up")
-        assert alarms(PageHinkley(), stream) == alarms(River(river), stream) != []
+        river = drift.PageHinkley(delta=0.02, threshold=threshold, alpha=1, mode="up")
+        ours = alarms(PageHinkley(threshold=threshold), stream)
+        assert ours == alarms(River(river), stream) != []
 
 
 def test_ddm_is_rivers():
@@ -157,9 +161,8 @@ def test_adwin_is_rivers_but_for_the_falls():
     drift = pytest.importorskip("river.drift", reason="the oracle needs river")
     for seed in SEEDS:
         rise = errors(seed, (0.1, 600), (0.35, 600))
-        river = drift.ADWIN(clock=1, grace_period=0, min_window_length=1)
-        ours, theirs = first_alarm(ADWIN(), rise), first_alarm(River(river), rise)
-        assert abs(ours - theirs) <= 3  # it leaves out the newest bucket of each size
+        river = drift.ADWIN(clock=CLOCK, grace_period=0, min_window_length=1)
+        assert first_alarm(ADWIN(), rise) == first_alarm(River(river), rise) is not None
         fall = errors(seed, (0.35, 600), (0.1, 600))
         assert alarms(River(drift.ADWIN()), fall)
         assert not alarms(ADWIN(), fall)
@@ -206,7 +209,10 @@ def test_a_value_that_is_no_error_is_refused_and_not_taken(detector, value):
         (lambda: PageHinkley(threshold=-1), "threshold is -1"),
         (lambda: PageHinkley(delta=math.nan), "delta is nan"),
         (lambda: DDM(deviations=0), "deviations is 0"),
-        (lambda: ADWIN().load_state_dict(DDM().state_dict()), "the state of ADWIN is histogram"),
+        (
+            lambda: ADWIN().load_state_dict(DDM().state_dict()),
+            "the state of ADWIN is",
+        ),
     ],
 )
 def test_bad_settings(make, said):

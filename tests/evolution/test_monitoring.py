@@ -63,7 +63,7 @@ def test_where_nothing_moves_false_alarms_are_as_rare_as_is_said():
     for seed in range(streams):
         monitor = Monitor([PageHinkley()], window=50, significance=0.05)
         alarmed += bool(feed(monitor, np.random.default_rng(seed), 1500, batch=500))
-    # At most 0.05 * 40 = 2 are expected; with 0.05 for each of the 29 windows it is nearly every one.
+    # At most 0.05 * 40 = 2 are expected; with 0.05 for each of the 29 windows it is nearly all.
     assert alarmed <= 6
 
 
@@ -82,7 +82,7 @@ def test_a_rise_of_the_error_names_the_class():
         assert alarm.kind == "degradation"
         assert alarm.time == 7.0
         assert alarm.before == pytest.approx(0.1, abs=0.04)
-        assert alarm.after == pytest.approx(0.36, abs=0.12)
+        assert alarm.after > 0.25
         assert alarm.moved[0] == "business"
         assert alarm.message == (
             f"error rose from {alarm.before:.2f} to {alarm.after:.2f} ({alarm.detector}); "

@@ -26,6 +26,7 @@ from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution.detectors.base import Detector
 
 BUCKETS = 5  # of one size, M in the paper
+CLOCK = 8  # values from one look at the splits to the next: a look costs a hundred times a value
 
 
 class ADWIN(Detector):
@@ -41,10 +42,10 @@ class ADWIN(Detector):
         >>> detector = ADWIN()
         >>> stream = [0, 0, 0, 0, 1] * 100 + [1, 1, 0] * 100
         >>> next(i for i, error in enumerate(stream) if detector.update(error))
-        537
+        543
     """
 
-    STATE = ("histogram",)
+    STATE = ("count", "histogram")
 
     def __init__(self, delta: float = 0.002) -> None:
         if not 0 < delta < 1:
@@ -54,12 +55,16 @@ class ADWIN(Detector):
 
     @override
     def reset(self) -> None:
+        self.count = 0
         # By size 2**i: buckets from old to new, each the sum and the sum of squares of its values.
         self.histogram: list[list[list[float]]] = [[]]
 
     @override
     def _take(self, value: float) -> bool:
         self._add(value)
+        self.count += 1
+        if self.count % CLOCK:
+            return False
         while rise := self._cut():
             if rise > 0:
                 return True
@@ -86,7 +91,7 @@ class ADWIN(Detector):
         """How much higher the newer mean is at the oldest split that is no chance, or 0."""
         sizes = [2**i for i, row in enumerate(self.histogram) for _ in row]
         sums = [bucket for row in self.histogram for bucket in reversed(row)]
-        # From new to old: part 1 grows with each bucket.
+        # From new to old, so that part 1 grows with each bucket.
         n, total = np.cumsum(sizes), np.cumsum(sums, axis=0)
         width, (whole, squares) = int(n[-1]), total[-1]
         if len(n) < 2:
