@@ -426,7 +426,7 @@ class ThompsonSampling(Proposer):
         self._rr, self._n = 0.0, 0.0
 
     def _posterior(self) -> tuple[NDArray[np.float64], NDArray[np.float64], float, float]:
-        covariance = np.linalg.inv(self._prior + self._xx)
+        covariance = np.asarray(np.linalg.inv(self._prior + self._xx), dtype=np.float64)
         mean = covariance @ self._xr
         shape = 1 + self._n / 2
         rate = self.scale**2 + max(0.0, self._rr - float(self._xr @ mean)) / 2
