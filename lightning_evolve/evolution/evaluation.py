@@ -215,18 +215,10 @@ def compare(
         Difference(*(float(x) for x in (b - a, *np.quantile(draws, [tail, 1 - tail]))))
         for a, b, draws in zip(points[0][:, 0], points[1][:, 0], drawn, strict=True)
     )
-    scores = [
-        Scores(
-            float(point[0, 0]),
-            float(point[1, 0]),
-            float(point[2, 0]),
-            calibration_error(p, labels),
-            cost,
-        )
-        for point, p, cost in zip(
-            points, (champion, challenger), costs or (None, None), strict=True
-        )
-    ]
+    scores = []
+    for point, p, cost in zip(points, (champion, challenger), costs or (None, None), strict=True):
+        right, f1, nats = map(float, point[:, 0])
+        scores.append(Scores(right, f1, nats, calibration_error(p, labels), cost))
     return Comparison(
         rows=rows,
         champion=scores[0],

@@ -27,8 +27,8 @@ WRONG = 0.3
 """Share of wrong labels that is too many. Drift makes a champion that is sure wrong as well, yet
 seldom that often."""
 
-LEVEL = 0.05
-"""Of the tests, each at its limit: a batch with no wrong labels at all is far from it."""
+LEVEL = 0.02
+"""Of the test of contradiction, at its limit: a batch without wrong labels is far from it."""
 
 NEIGHBOURS = 5
 """Rows that a row's label is compared with."""
@@ -44,8 +44,9 @@ ONE_CLASS = 0.95
 """Share of a batch's labels from which on it counts as being of one class."""
 
 SPREAD = 0.35
-"""Share of its most frequent prediction below which the champion sees several classes in a batch,
-where it is also less than twice that in as many trusted rows. A class that is new to it looks like
+ORDINARY = 1.4
+"""Below such a share of the most frequent prediction, and below so many times what it is in as many
+trusted rows, a batch holds several classes for the champion. A class that is new to it looks like
 one or two that it knows; all its classes under one label look like ordinary rows."""
 
 # Rows that neighbours are looked for among, and subsets of trusted rows: milliseconds each.
@@ -141,12 +142,7 @@ def suspect(batch: Judged, trusted: Judged, classes: Sequence[str], *, seed: int
 
     source = np.random.default_rng(seed)
     size = min(rows, len(trusted.labels), _ROWS)
-    found, usual = (
-        float(np.mean([_agreement_of(some, size, source) for _ in range(_SUBSETS)]))
-        if size >= FEWEST
-        else float("nan")
-        for some in (batch, trusted)
-    )
+    found, usual = (_agreement_of(some, size, source) for some in (batch, trusted))
     if np.isfinite([found, usual]).all():
         figures |= {"agreement": found, "usual_agreement": usual}
         if usual >= TELLING and found < AGREEMENT * usual:
@@ -165,11 +161,12 @@ def suspect(batch: Judged, trusted: Judged, classes: Sequence[str], *, seed: int
         "one_prediction": predicted.max() / rows,
         "usual_prediction": ordinary,
     }
-    if labels.max() >= ONE_CLASS * rows and predicted.max() < rows * min(SPREAD, 2 * ordinary):
+    most = int(predicted.max())
+    if labels.max() >= ONE_CLASS * rows and most < rows * min(SPREAD, ORDINARY * ordinary):
         label, prediction = (classes[int(counts.argmax())] for counts in (labels, predicted))
         reasons.append(
             f"{labels.max()} of {rows} rows are labelled {label!r}, while the champion sees "
-            f"several classes in them: {prediction!r}, the most frequent, in {predicted.max()}"
+            f"several classes in them: {prediction!r}, the most frequent, in {most}"
         )
     return Suspicion(bool(reasons), tuple(reasons), {k: float(v) for k, v in figures.items()})
 
@@ -249,6 +246,9 @@ def _most_frequent(trusted: Judged, rows: int, source: np.random.Generator) -> f
 
 
 def _agreement_of(judged: Judged, size: int, source: np.random.Generator) -> float:
-    """Agreement of a subset: few rows have far neighbours, so that only like sizes compare."""
-    chosen = source.permutation(len(judged.labels))[:size]
-    return agreement(judged.features[chosen], judged.labels[chosen])
+    """Mean agreement in subsets: few rows have far neighbours, so that only like sizes compare."""
+    if size < FEWEST:
+        return float("nan")
+    rows = len(judged.labels)
+    subsets = [source.permutation(rows)[:size] for _ in range(_SUBSETS if size < rows else 1)]
+    return float(np.mean([agreement(judged.features[s], judged.labels[s]) for s in subsets]))
