@@ -398,7 +398,7 @@ class Planned(Source):
     Args:
         source: a dataset of texts, see :class:`Dataset`.
         phases: what comes, one after the other.
-        seed: what decides which rows come when.
+        seed: what decides which rows come when; that of the loop if None.
         subset: configuration of a dataset on the hub.
         text_column: where the text is.
         label_column: where the name of the class is.
@@ -413,7 +413,7 @@ class Planned(Source):
         source: str,
         phases: list[Phase],
         *,
-        seed: int = 0,
+        seed: int | None = None,
         subset: str | None = None,
         text_column: str = "text",
         label_column: str = "label",
@@ -459,17 +459,30 @@ class Planned(Source):
             ]
             yield Read(records, [], number + 1, number)
 
+    def rest(self) -> list[list[tuple[str, str]]]:
+        """By phase, the rows of its classes that are in no batch, as text and label: to test on."""
+        _, texts = self._drawn()
+        return [
+            [(t, label) for label, names in phase.members.items() for n in names for t in texts[n]]
+            for phase in self.phases
+        ]
+
     def _plan(self) -> list[list[tuple[str, str]]]:
+        return self._drawn()[0]
+
+    def _drawn(self) -> tuple[list[list[tuple[str, str]]], dict[str, list[str]]]:
+        """All batches, and what is left of the source's classes."""
         rows, _ = clean(concatenate(list(self._load.splits().values())))
-        draw = np.random.default_rng([self.seed])
+        draw = np.random.default_rng([self.seed or 0])
         texts: dict[str, list[str]] = {}
         for number in draw.permutation(len(rows)):
             texts.setdefault(rows.labels[number], []).append(_text(rows, number))
-        return [
+        batches = [
             self._batch(number, phase, texts, draw)
             for number, phase in enumerate(self.phases, start=1)
             for _ in range(phase.generations)
         ]
+        return batches, texts
 
     def _batch(
         self, number: int, phase: Phase, texts: dict[str, list[str]], draw: np.random.Generator

@@ -15,7 +15,7 @@ from lightning_evolve.data.checks import at_least
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution import baselines
 from lightning_evolve.evolution.baselines import Baseline
-from lightning_evolve.evolution.collection import Feedback, Source, collect
+from lightning_evolve.evolution.collection import Feedback, Planned, Source, collect
 from lightning_evolve.evolution.contest import Contest, accuracy_of
 from lightning_evolve.evolution.feedback import FeedbackStore
 from lightning_evolve.evolution.gate import Gate
@@ -81,6 +81,9 @@ class Evolution:
         at_least(1, memory=memory, keep=keep)
         at_least(0, seed=seed)
         baselines.check(beside or [])
+        for source in sources:
+            if isinstance(source, Planned) and source.seed is None:
+                source.seed = seed
         self.sources = sources
         self.pretrained = pretrained
         self.processing = processing or Processing()
