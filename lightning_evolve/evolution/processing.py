@@ -61,6 +61,8 @@ class Processing:
         tune: share of the texts that are held out to choose by.
         gate: share of the texts that are held out to judge by.
         new_classes: whether labels that are not known are admitted or refused.
+        redact: whether e-mail addresses, phone and card numbers leave the texts; that is done by
+            :func:`collection.collect`, before a text is in the journal.
 
     Raises:
         UsageError: an argument makes no sense.
@@ -73,6 +75,7 @@ class Processing:
         tune: float = 0.15,
         gate: float = 0.15,
         new_classes: Literal["admit", "refuse"] = "admit",
+        redact: bool = True,
     ) -> None:
         if not LEAST_NEAR <= near <= 1:
             raise UsageError(f"near is {near}: give {LEAST_NEAR} to 1")
@@ -86,6 +89,7 @@ class Processing:
         self.tune = tune
         self.gate = gate
         self.new_classes = new_classes
+        self.redact = redact
 
     def process(self, journal: Journal, known: Collection[str] | None = None) -> Processed:
         """Decides about all records with the status ``new``.
