@@ -281,7 +281,7 @@ from lightning_evolve.evolution import processing
 from lightning_evolve.evolution.journal import Journal
 processing.CHUNK = 5
 journal = Journal(Path(sys.argv[1]))
-processing._bands("warm up")
+processing._bands({"warm up"})
 assert not {"torch", "lightning", "pandas"} & set(sys.modules)
 print("ready", flush=True)
 processing.Processing().process(journal)
@@ -333,7 +333,7 @@ def test_arguments(options, match):
 
 def test_without_the_extra(journal, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    processing._empty_minhash.cache_clear()
+    processing._minhash.cache_clear()
     add(journal, ("text", "a"))
     with pytest.raises(UsageError, match=r"pip install lightning-evolve\[evolution\]"):
         Processing().process(journal)
