@@ -430,6 +430,14 @@ def test_a_plan_is_a_function_of_its_seed_and_repeats_no_row(corpus):
     assert {r.text.split()[0] for r in chunks[0].records if r.label == "up"} == {"ant", "bee"}
 
 
+def test_the_mixture_of_a_label_does_not_drift_within_a_phase(tmp_path):
+    rows = [f"{name} {n},{name}" for name, most in (("ant", 90), ("bee", 30)) for n in range(most)]
+    (tmp_path / "x.csv").write_text("\n".join(["text,label", *rows]))
+    plan = Planned(str(tmp_path / "x.csv"), [Phase(3, 40, {"up": ["ant", "bee"]})])
+    for chunk in plan.read(None):
+        assert 4 <= sum(r.text.startswith("bee") for r in chunk.records) <= 16
+
+
 def test_one_batch_a_generation_also_over_kills(journal, corpus):
     plan = Planned(corpus, DRIFT)
     everything = [r.text for chunk in plan.read(None) for r in chunk.records]
