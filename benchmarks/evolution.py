@@ -48,9 +48,7 @@ def measure(run: Path, plan: Planned) -> dict[str, Any]:
         assert champion is not None
         names = {"champion": champion.model}
         names |= {way: journal.state(f"beside:{way}") for way in WAYS if way != "champion"}
-        models = {
-            way: Model.load(state.artifacts, name) for way, name in names.items() if name
-        }
+        models = {way: Model.load(state.artifacts, name) for way, name in names.items() if name}
         usual = generations[met].model
         assert usual is not None
         had = tested(Model.load(state.artifacts, usual), before)

@@ -21,12 +21,12 @@ the records.
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 import zlib
 from collections import Counter
 from collections.abc import Collection
 from functools import cache
+from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
 from lightning_evolve.data.cleaning import normalise
@@ -56,16 +56,21 @@ class Processed(NamedTuple):
 class Processing:
     """Decides what becomes of the records that are new.
 
-    Args:
-        near: least Jaccard index of texts that count as the same, 0.75 to 1.
-        tune: share of the texts that are held out to choose by.
-        gate: share of the texts that are held out to judge by.
-        new_classes: whether labels that are not known are admitted or refused.
-        redact: whether e-mail addresses, phone and card numbers leave the texts before these are
-            written anywhere.
+        Args:
+            near: least Jaccard index of texts that count as the same, 0.75 to 1.
+            tune: share of the texts that are held out to choose by.
+            gate: share of the texts that are held out to judge by.
+            new_classes: whether labels that are not known are admitted or refused.
+    <<<<<<< HEAD
+            redact: whether e-mail addresses, phone and card numbers leave the texts before these are
+                written anywhere.
+    =======
+            redact: whether e-mail addresses, phone and card numbers leave the texts; that is done by
+                :func:`collection.collect`, before a text is in the journal.
+    >>>>>>> records
 
-    Raises:
-        UsageError: an argument makes no sense.
+        Raises:
+            UsageError: an argument makes no sense.
     """
 
     def __init__(
@@ -145,8 +150,9 @@ class Processing:
         there = _there(journal, record["key"])
         if there is None:
             part = part_of(record["key"], self.tune, self.gate)
-            bands = _bands(text)
-            for other in self._near(journal, text, bands):
+            grams = shingles(text)
+            bands = _bands(grams)
+            for other in self._near(journal, grams, bands):
                 if other["label"] == label:
                     return "duplicate", None, "near duplicate"
                 if other["part"] != part:
@@ -165,7 +171,7 @@ class Processing:
         journal.execute("UPDATE records SET status = 'superseded' WHERE seq = ?", (there["seq"],))
         return "kept", part, "kept"
 
-    def _near(self, journal: Journal, text: str, bands: list[int]) -> list[sqlite3.Row]:
+    def _near(self, journal: Journal, grams: set[str], bands: list[int]) -> list[sqlite3.Row]:
         """Records of other texts that are nearly this one."""
         marks = ", ".join("?" * len(bands))
         candidates = journal.execute(
@@ -174,11 +180,10 @@ class Processing:
             (*bands, NEAREST),
         ).fetchall()
         found = [_there(journal, candidate["key"]) for candidate in candidates]
-        own = shingles(text)
         return [
             other
             for other in found
-            if other and jaccard(own, shingles(normalise(other["text"]).casefold())) >= self.near
+            if other and jaccard(grams, shingles(normalise(other["text"]).casefold())) >= self.near
         ]
 
 
@@ -220,7 +225,7 @@ def jaccard(one: set[str], other: set[str]) -> float:
 
 
 @cache
-def _empty_minhash() -> Any:
+def _minhash() -> Any:
     try:
         from datasketch import MinHash
     except ImportError as error:
@@ -232,15 +237,14 @@ def _empty_minhash() -> Any:
     return MinHash(num_perm=BANDS * WIDTH, seed=1, hashfunc=zlib.crc32, scheme="affine32")
 
 
-def _bands(text: str) -> list[int]:
+def _bands(grams: set[str]) -> list[int]:
     """Digests of the bands of a text's MinHash, as SQLite's integers."""
-    minhash = _empty_minhash().copy()
-    minhash.update_batch([shingle.encode() for shingle in shingles(text)])
+    minhash = _minhash()
+    minhash.clear()
+    minhash.update_batch([gram.encode() for gram in grams])
+    values = minhash.hashvalues.reshape(BANDS, WIDTH)
     return [
-        int.from_bytes(
-            hashlib.blake2b(values.tobytes(), digest_size=8, salt=bytes([number])).digest(),
-            "big",
-            signed=True,
-        )
-        for number, values in enumerate(minhash.hashvalues.reshape(BANDS, WIDTH))
+        int.from_bytes(blake2b(bytes([number]) + row.tobytes(), digest_size=8).digest(), "big")
+        - 2**63
+        for number, row in enumerate(values)
     ]
