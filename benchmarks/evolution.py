@@ -32,7 +32,9 @@ from lightning_evolve.reports.files import write_json
 def tested(model: Model, rows: list[tuple[str, str]]) -> float:
     """Accuracy of a model on texts with labels."""
     guess = model.predict([text for text, _ in rows]).probabilities.argmax(axis=1)
-    return float(np.mean([model.classes[n] == label for n, (_, label) in zip(guess, rows)]))
+    return float(
+        np.mean([model.classes[n] == label for n, (_, label) in zip(guess, rows, strict=True)])
+    )
 
 
 def measure(run: Path, plan: Planned) -> dict[str, Any]:
@@ -97,7 +99,8 @@ def main() -> None:
         cells = []
         for column in columns:
             found = interval([result["ways"][way][column] for result in results])
-            assert found["mean"] is not None and found["high"] is not None
+            assert found["mean"] is not None
+            assert found["high"] is not None
             digits = 1 if column == "CPU seconds" else 3
             cells.append(f"{found['mean']:.{digits}f} ±{found['high'] - found['mean']:.{digits}f}")
         print(f"| {WAYS[way]} | {' | '.join(cells)} |")

@@ -56,21 +56,16 @@ class Processed(NamedTuple):
 class Processing:
     """Decides what becomes of the records that are new.
 
-        Args:
-            near: least Jaccard index of texts that count as the same, 0.75 to 1.
-            tune: share of the texts that are held out to choose by.
-            gate: share of the texts that are held out to judge by.
-            new_classes: whether labels that are not known are admitted or refused.
-    <<<<<<< HEAD
-            redact: whether e-mail addresses, phone and card numbers leave the texts before these are
-                written anywhere.
-    =======
+    Args:
+        near: least Jaccard index of texts that count as the same, 0.75 to 1.
+        tune: share of the texts that are held out to choose by.
+        gate: share of the texts that are held out to judge by.
+        new_classes: whether labels that are not known are admitted or refused.
             redact: whether e-mail addresses, phone and card numbers leave the texts; that is done by
-                :func:`collection.collect`, before a text is in the journal.
-    >>>>>>> records
+            :func:`collection.collect`, before a text is in the journal.
 
-        Raises:
-            UsageError: an argument makes no sense.
+    Raises:
+        UsageError: an argument makes no sense.
     """
 
     def __init__(

@@ -50,13 +50,8 @@ _PHONE = re.compile(
     rf"|{_START}(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])\d{{3}}[ .-]\d{{4}}{_END}"
 )
 _NATIONAL = re.compile(
-<<<<<<< HEAD
-    rf"{_START}(?<!\d[ -])(?!{_DATE})(?:\(0[1-9]\d{{0,3}}\)|0[1-9]\d{{0,3}})"
-    rf"(?:[ /-]{{1,3}}\d{{2,8}}){{1,4}}{_END}"
-=======
     rf"{_START}(?<!\d[ -])(?!{_DATE})"
     rf"(?:\(0[1-9]\d{{0,3}}\)|0[1-9]\d{{0,3}})(?:[ /-]{{1,3}}\d{{2,8}}){{1,4}}{_END}"
->>>>>>> records
 )
 _CALLED = re.compile(
     rf"\b(?:tel|phone|telephone|mobile|cell|fax|call|whatsapp)\b(?:[^\w\n]|number|no|is|at|me|us|on)"
