@@ -354,3 +354,9 @@ def test_a_new_champion_is_not_measured_by_the_errors_of_the_last():
     monitor.set_reference(*Rows().draw(rng, 0), CLASSES)
     fresh = Monitor([ADWIN(), PageHinkley(), DDM()], window=50)
     assert monitor.state_dict() == {**fresh.state_dict(), "time": monitor.time}
+
+
+def test_the_class_that_moved_is_not_the_one_that_was_always_bad():
+    labels = np.array([0, 3, 3, 0, 3, 3, 0, 3, 3, 3] * 50 + [0, 2, 3, 0, 2, 3, 0, 3, 3, 3] * 50)
+    (alarm,) = Monitor([PageHinkley()]).observe_labels(0, labels * 0 + 3, labels, CLASSES)
+    assert alarm.moved[0] == "science"
