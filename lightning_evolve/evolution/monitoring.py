@@ -133,7 +133,7 @@ class Monitor:
 
         Args:
             probabilities: calibrated, ``[rows, classes]``; of no rows, the first window in use
-                becomes the reference.
+                becomes the reference. Of fewer rows than a window, less is noticed.
             features: ``[rows, d]``; without them the first window's.
             labels: ``[rows]``, -1 where unknown.
             classes: names, at least those of the columns.

@@ -151,6 +151,8 @@ def test_ddm_is_rivers():
         river = binary.DDM()
         assert first_alarm(DDM(), stream) == first_alarm(River(river), stream) is not None
     assert compared > 10
+    least_at_30 = [1, *[0] * 29, *[1] * 20]  # where the warm-up ends
+    assert first_alarm(DDM(), least_at_30) == first_alarm(River(binary.DDM()), least_at_30) == 33
 
 
 def test_ddm_does_not_alarm_at_the_first_error_of_all():
@@ -307,6 +309,7 @@ def test_windows_follow_one_another_and_start_anew_after_an_alarm():
     assert not windows.update([1, 1, 1])
     assert len(windows.update([1, 2, 2, 3])) == 1
     assert not windows.update([3, 3, 3, 3])  # 3 3 is the reference now
+    assert windows.looks == 1  # and the levels begin anew with it
     assert seen == [([1, 1], [1, 1]), ([1, 1], [2, 2]), ([3, 3], [3, 3])]
     windows.set_reference([5, 6, 7, 8, 9])
     assert (windows.reference, windows.current, windows.looks) == ([5, 9], [], 0)

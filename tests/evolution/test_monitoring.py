@@ -337,3 +337,26 @@ def test_no_rows_and_no_features_are_fine():
     assert monitor.observe(0, probabilities, None, labels, CLASSES) == []
     assert monitor.windows["embedding"].reference is None
     assert monitor.windows["classes"].looks == 2
+
+
+def test_a_second_rise_is_measured_from_the_first():
+    monitor = Monitor([PageHinkley()])
+    wrong = np.array([0] * 300 + [0, 1] * 300 + [1] * 150)
+    first, second = monitor.observe_labels(0, wrong * 0, wrong, CLASSES)
+    assert (first.before, first.after) == (0, pytest.approx(0.5, abs=0.05))
+    assert (second.before, second.after) == (pytest.approx(0.5, abs=0.05), 1)
+
+
+def test_a_new_champion_is_not_measured_by_the_errors_of_the_last():
+    rng = np.random.default_rng(0)
+    monitor = Monitor([ADWIN(), PageHinkley(), DDM()], window=50)
+    feed(monitor, rng, 80)
+    monitor.set_reference(*Rows().draw(rng, 0), CLASSES)
+    fresh = Monitor([ADWIN(), PageHinkley(), DDM()], window=50)
+    assert monitor.state_dict() == {**fresh.state_dict(), "time": monitor.time}
+
+
+def test_the_class_that_moved_is_not_the_one_that_was_always_bad():
+    labels = np.array([0, 3, 3, 0, 3, 3, 0, 3, 3, 3] * 50 + [0, 2, 3, 0, 2, 3, 0, 3, 3, 3] * 50)
+    (alarm,) = Monitor([PageHinkley()]).observe_labels(0, labels * 0 + 3, labels, CLASSES)
+    assert alarm.moved[0] == "science"
