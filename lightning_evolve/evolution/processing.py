@@ -61,7 +61,7 @@ class Processing:
         tune: share of the texts that are held out to choose by.
         gate: share of the texts that are held out to judge by.
         new_classes: whether labels that are not known are admitted or refused.
-            redact: whether e-mail addresses, phone and card numbers leave the texts; that is done by
+        redact: whether e-mail addresses, phone and card numbers leave the texts; that is done by
             :func:`collection.collect`, before a text is in the journal.
 
     Raises:

@@ -220,10 +220,11 @@ def _card(config: dict[str, Any], phi: Tensors) -> str:
 
 def _find(name: str | Path) -> Path:
     folder = Path(name).expanduser()
+    # A folder that happens to be called "text" is no rule.
+    if str(name) in bundled() and not (folder / CONFIG).is_file():
+        return _BUNDLED / name
     if folder.is_dir():
         return folder
-    if str(name) in bundled():
-        return _BUNDLED / name
     there = ", ".join(bundled()) or "none yet"
     raise UsageError(
         f"{str(name)!r} is neither a folder nor a rule that comes with the package ({there})"
