@@ -1,0 +1,144 @@
+"""What the worker of LitServe does: predict for a batch of requests, and log the predictions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastapi import HTTPException
+from litserve import LitAPI
+
+from lightning_evolve.errors import UsageError
+from lightning_evolve.serving.lifetime import end_with_parent
+
+Texts = list[str] | None
+"""The texts of a request; None where it asks for the state of the worker."""
+
+TOP = 5  # probabilities in an answer
+
+
+class Answer(NamedTuple):
+    """What the worker tells of a request.
+
+    Args:
+        champion: number of the generation that answered.
+        labels: the predicted class of each text.
+        content: JSON, an object for each text in a list, or the state of the worker.
+    """
+
+    champion: int
+    labels: tuple[str, ...]
+    content: bytes
+
+
+class ChampionAPI(LitAPI):  # type: ignore[misc]
+    """Predicts with the champion of a run.
+
+    Args:
+        run: its directory.
+        max_batch_size: most requests that are predicted for together.
+        batch_timeout: seconds that the first request of a batch waits for others.
+    """
+
+    def __init__(self, run: Path, *, max_batch_size: int, batch_timeout: float) -> None:
+        from lightning_evolve.serving.loop import PipelinedLoop
+
+        super().__init__(
+            max_batch_size=max_batch_size, batch_timeout=batch_timeout, loop=PipelinedLoop()
+        )
+        self.run = run
+
+    def setup(self, device: str) -> None:
+        """Loads the champion, in the worker's process.
+
+        Args:
+            device: ``"cpu"``.
+
+        Raises:
+            UsageError: it cannot be loaded; already told in one line.
+        """
+        end_with_parent()
+        # Ctrl-C reaches all processes. This one ends last, when all requests are answered.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Loading torch takes seconds, which only this process needs.
+        from lightning_evolve.evolution.feedback import FeedbackStore
+        from lightning_evolve.serving.champion import CurrentChampion
+
+        try:
+            self.champion = CurrentChampion(self.run)
+            self.store = FeedbackStore(self.run / "service.sqlite")
+        except UsageError as error:
+            print(f"lightning-evolve: error: {error}", file=sys.stderr)
+            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # no traceback on top
+            raise
+
+    def predict(self, x: Sequence[Texts], **_: Any) -> tuple[list[Answer], list[Any]]:
+        """Predicts for a batch of requests.
+
+        Args:
+            x: the texts of each request.
+
+        Returns:
+            An answer for each request, and the predictions to :meth:`log` before they leave.
+        """
+        in_use = self.champion.in_use
+        texts = list(chain.from_iterable(request or () for request in x))
+        found, entries = self._predicted(texts, in_use) if texts else ([], [])
+        answers, first = [], 0
+        for request in x:
+            if request is None:
+                content: Any = {
+                    "champion": in_use.generation,
+                    "classes": in_use.model.classes,
+                    "problem": self.champion.problem,
+                }
+                labels: tuple[str, ...] = ()
+            else:
+                content = found[first : first + len(request)]
+                labels = tuple(one["label"] for one in content)
+                first += len(request)
+            answers.append(Answer(in_use.generation, labels, json.dumps(content).encode()))
+        return answers, entries
+
+    def _predicted(
+        self, texts: list[str], in_use: Champion
+    ) -> tuple[list[dict[str, Any]], list[Prediction]]:
+        classes, now = in_use.model.classes, time.time()
+        found, entries = [], []
+        for first in range(0, len(texts), self.max_batch_size):
+            part = texts[first : first + self.max_batch_size]
+            probabilities, features = in_use.model.predict(part)
+            for text, row, point in zip(part, probabilities, features, strict=True):
+                ranked = sorted(zip(classes, row.tolist(), strict=True), key=_by_probability)[:TOP]
+                answer = {
+                    "id": uuid.uuid4().hex,
+                    "label": ranked[0][0],
+                    "confidence": ranked[0][1],
+                    "probabilities": dict(ranked),
+                    "champion": in_use.generation,
+                }
+                found.append(answer)
+                entries.append((answer, text, now, row, point))
+        return found, entries
+
+    def write(self, entries: list[Any]) -> None:
+        """Makes predictions durable, in one transaction.
+
+        Args:
+            entries: as from :meth:`predict`.
+
+        Raises:
+            HTTPException: 507, they cannot be written.
+        """
+        try:
+            self.store.log_predictions(entries)
+        except UsageError as error:
+            raise HTTPException(507, str(error)) from error
