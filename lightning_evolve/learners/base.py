@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 from torch import nn
+from typing_extensions import Self
 
 from lightning_evolve.tasks import DataSpec
 
@@ -25,10 +27,18 @@ class Learner(nn.Module):
         first_layer: prefix of the names of the embedding's or first layer's parameters.
         second_order: set by the engine while it differentiates through gradients; a learner
             with an implementation that is fast but differentiable only once takes the other one.
+        options: the keyword arguments that the learner was built with, beside the ``spec``.
     """
 
     first_layer: str = ""
     second_order: bool = False
+    options: dict[str, Any]
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Keeps the options of every learner, so that it can be saved and built again."""
+        learner = super().__new__(cls)
+        object.__setattr__(learner, "options", options)
+        return learner
 
     def __init__(self, spec: DataSpec) -> None:
         super().__init__()

@@ -6,6 +6,8 @@ import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+from typing_extensions import Self
+
 from lightning_evolve.data.cache import Cache, Entry, code_digest
 from lightning_evolve.data.rows import Rows
 from lightning_evolve.errors import UsageError
@@ -21,12 +23,20 @@ class Encoder(ABC):
             on them.
         cached: whether encoding takes so long that its result is worth keeping on the disk.
         vocab_size: number of token ids, known after `fit`; 0 where there are none.
+        options: the keyword arguments that the encoder was built with.
     """
 
     kind: ClassVar[str] = "texts"
     learns: ClassVar[bool] = False
     cached: ClassVar[bool] = True
     vocab_size: int = 0
+    options: dict[str, Any]
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Keeps the options of every encoder, so that it can be saved and built again."""
+        encoder = super().__new__(cls)
+        encoder.options = options
+        return encoder
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -50,6 +60,20 @@ class Encoder(ABC):
         Returns:
             Keyword inputs of a learner, each of shape ``[rows, ...]``.
         """
+
+    def learned(self) -> Entry:
+        """What `fit` has learned from the training rows; nothing, where it does not learn."""
+        assert not self.learns, f"{type(self).__name__} learns and does not say what"
+        return Entry({}, {})
+
+    def restore(self, learned: Entry) -> None:
+        """Get ready to encode by what another encoder with the same options has learned.
+
+        Args:
+            learned: what `learned` of the other gave.
+        """
+        assert not self.learns, f"{type(self).__name__} learns and cannot be restored"
+        self.fit(Rows([], texts=[]))
 
 
 def encode(encoder: Encoder, training: Rows, rows: Rows, cache: Cache) -> tuple[Tensors, int]:

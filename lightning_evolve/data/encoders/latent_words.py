@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from lightning_evolve.data.cache import Entry
 from lightning_evolve.data.checks import at_least
 from lightning_evolve.data.encoders.base import Encoder
 from lightning_evolve.data.rows import Rows
@@ -50,7 +51,30 @@ class LatentWords(Encoder):
         self.vectorizer = TfidfVectorizer(sublinear_tf=True)
         found = self.vectorizer.fit_transform(rows.texts)
         # No more axes than there can be.
-        self.axes = TruncatedSVD(min(self.size, *found.shape), random_state=0).fit(found)
+        svd = TruncatedSVD(min(self.size, *found.shape), random_state=0).fit(found)
+        self.axes = svd.components_
+
+    def learned(self) -> Entry:
+        """The words, the logarithms of how seldom they are, and the axes."""
+        return Entry(
+            {
+                "idf": torch.from_numpy(self.vectorizer.idf_.copy()),
+                "axes": torch.from_numpy(self.axes.copy()),
+            },
+            {"words": self.vectorizer.get_feature_names_out().tolist()},
+        )
+
+    def restore(self, learned: Entry) -> None:
+        """Take words and axes over.
+
+        Args:
+            learned: what `learned` gave.
+        """
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self.vectorizer = TfidfVectorizer(sublinear_tf=True, vocabulary=learned.facts["words"])
+        self.vectorizer.idf_ = learned.tensors["idf"].numpy()
+        self.axes = learned.tensors["axes"].numpy()
 
     def encode(self, rows: Rows) -> Tensors:
         """Project texts.
@@ -62,6 +86,6 @@ class LatentWords(Encoder):
             ``features``, float32 of shape ``[rows, size]`` with a root mean square of 1 in each
             row; zeros for a text of unknown words.
         """
-        along = torch.from_numpy(self.axes.transform(self.vectorizer.transform(rows.texts)))
+        along = torch.from_numpy(self.vectorizer.transform(rows.texts) @ self.axes.T)
         unit = torch.nn.functional.normalize(along, dim=1)
         return {"features": (unit * along.shape[1] ** 0.5).float()}

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from lightning_evolve.data.cache import Entry
 from lightning_evolve.data.checks import at_least
 from lightning_evolve.data.encoders.base import Encoder
 from lightning_evolve.data.rows import Rows
@@ -71,15 +72,7 @@ class NGrams(Encoder):
         Raises:
             UsageError: no n-gram is in as many rows as it must be.
         """
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        self.vectorizer = TfidfVectorizer(
-            analyzer="char_wb",
-            ngram_range=(self.shortest, self.longest),
-            min_df=self.min_frequency,
-            sublinear_tf=True,
-            dtype=np.float32,
-        )
+        self.vectorizer = self._vectorizer(min_df=self.min_frequency)
         try:
             self.vectorizer.fit(rows.texts)
         except ValueError as error:
@@ -89,6 +82,34 @@ class NGrams(Encoder):
                 "shortest"
             ) from error
         self.vocab_size = len(self.vectorizer.vocabulary_)
+
+    def _vectorizer(self, **options: Any) -> Any:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        return TfidfVectorizer(
+            analyzer="char_wb",
+            ngram_range=(self.shortest, self.longest),
+            sublinear_tf=True,
+            dtype=np.float32,
+            **options,
+        )
+
+    def learned(self) -> Entry:
+        """The n-grams and the logarithms of how seldom they are."""
+        return Entry(
+            {"idf": torch.from_numpy(self.vectorizer.idf_.copy())},
+            {"ngrams": self.vectorizer.get_feature_names_out().tolist()},
+        )
+
+    def restore(self, learned: Entry) -> None:
+        """Take n-grams over.
+
+        Args:
+            learned: what `learned` gave.
+        """
+        self.vectorizer = self._vectorizer(vocabulary=learned.facts["ngrams"])
+        self.vectorizer.idf_ = learned.tensors["idf"].numpy()
+        self.vocab_size = len(learned.facts["ngrams"])
 
     def encode(self, rows: Rows) -> Tensors:
         """Number and weigh the n-grams of texts.

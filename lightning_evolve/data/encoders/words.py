@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from lightning_evolve.data.cache import Entry
 from lightning_evolve.data.checks import at_least
 from lightning_evolve.data.docstrings import MASK
 from lightning_evolve.data.encoders.base import Encoder
@@ -66,10 +67,27 @@ class Words(Encoder):
             show_progress=False,
         )
         tokenizer.train_from_iterator(rows.texts, trainer)
+        self._take(tokenizer)
+
+    def _take(self, tokenizer: Any) -> None:
         tokenizer.enable_truncation(self.max_length)
         tokenizer.enable_padding(pad_id=0, pad_token=_PAD, length=self.max_length)
         self.tokenizer = tokenizer
         self.vocab_size = tokenizer.get_vocab_size()
+
+    def learned(self) -> Entry:
+        """The vocabulary."""
+        return Entry({}, {"tokenizer": self.tokenizer.to_str()})
+
+    def restore(self, learned: Entry) -> None:
+        """Take a vocabulary over.
+
+        Args:
+            learned: what `learned` gave.
+        """
+        from tokenizers import Tokenizer
+
+        self._take(Tokenizer.from_str(learned.facts["tokenizer"]))
 
     def encode(self, rows: Rows) -> Tensors:
         """Number the words of texts.
