@@ -23,6 +23,7 @@ _MODULES = {
     "repeat": "repeat",
     "sweep": "sweep",
     "export": "export",
+    "serve": "serve",
 }
 
 

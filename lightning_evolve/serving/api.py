@@ -11,12 +11,16 @@ import uuid
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from fastapi import HTTPException
 from litserve import LitAPI
 
 from lightning_evolve.errors import UsageError
+if TYPE_CHECKING:
+    from lightning_evolve.evolution.feedback import Prediction
+    from lightning_evolve.serving.champion import Champion
 from lightning_evolve.serving.lifetime import end_with_parent
 
 Texts = list[str] | None
@@ -111,22 +115,25 @@ class ChampionAPI(LitAPI):  # type: ignore[misc]
     def _predicted(
         self, texts: list[str], in_use: Champion
     ) -> tuple[list[dict[str, Any]], list[Prediction]]:
+        from lightning_evolve.evolution.feedback import Prediction
+        from lightning_evolve.evolution.redaction import redact
         classes, now = in_use.model.classes, time.time()
         found, entries = [], []
         for first in range(0, len(texts), self.max_batch_size):
             part = texts[first : first + self.max_batch_size]
             probabilities, features = in_use.model.predict(part)
             for text, row, point in zip(part, probabilities, features, strict=True):
-                ranked = sorted(zip(classes, row.tolist(), strict=True), key=_by_probability)[:TOP]
+                top = [(classes[i], round(float(row[i]), 6)) for i in np.argsort(-row)[:TOP]]
+                label, confidence = top[0]
                 answer = {
                     "id": uuid.uuid4().hex,
-                    "label": ranked[0][0],
-                    "confidence": ranked[0][1],
-                    "probabilities": dict(ranked),
+                    "label": label,
+                    "confidence": confidence,
+                    "probabilities": dict(top),
                     "champion": in_use.generation,
                 }
                 found.append(answer)
-                entries.append((answer, text, now, row, point))
+                entries.append(Prediction(answer["id"], now, redact(text).text, label, confidence, row, in_use.generation, point))
         return found, entries
 
     def write(self, entries: list[Any]) -> None:
