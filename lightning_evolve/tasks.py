@@ -8,6 +8,7 @@ batch for each of its steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ class Task(NamedTuple):
         family: which family of tasks it belongs to, where a stream mixes several.
     """
 
-    support: tuple[Batch, ...]
+    support: Sequence[Batch]
     query: Batch
     index: int = 0  # type: ignore[assignment]  # hides tuple.index, which nobody wants here
     name: str = ""

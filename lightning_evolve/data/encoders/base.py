@@ -23,7 +23,7 @@ class Encoder(ABC):
             on them.
         cached: whether encoding takes so long that its result is worth keeping on the disk.
         vocab_size: number of token ids, known after `fit`; 0 where there are none.
-        options: the keyword arguments that the encoder was built with.
+        options: the arguments that the encoder was built with, by name.
     """
 
     kind: ClassVar[str] = "texts"
@@ -35,7 +35,8 @@ class Encoder(ABC):
     def __new__(cls, *args: Any, **options: Any) -> Self:
         """Keeps the options of every encoder, so that it can be saved and built again."""
         encoder = super().__new__(cls)
-        encoder.options = options
+        given = inspect.signature(cls.__init__).bind(encoder, *args, **options).arguments
+        encoder.options = dict([*given.items()][1:])
         return encoder
 
     @abstractmethod
