@@ -2,10 +2,10 @@
 
 python benchmarks/serving.py runs/evolution --seconds 10 --rounds 6
 
-Both servers take requests of one text, with the same sizes and timeouts of batches. They are loaded
-in turn, and the one that is not is stopped meanwhile. Ours also keeps every prediction on disk before
-it answers, and in its rounds the champion changes: two promotions and a rollback. The run that is
-given is copied, not changed.
+Both servers take requests of one text, with the same sizes and timeouts of batches. They are
+loaded in turn, and the one that is not is stopped meanwhile. Ours also keeps every prediction on
+disk before it answers, and in its rounds the champion changes: two promotions and a rollback. The
+run that is given is copied, not changed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ request = function()
 end
 done = function(summary, latency)
   local e = summary.errors
-  io.write(string.format('\\n{"requests": %d, "seconds": %f, "p50": %f, "p99": %f, "failed": %d}\\n',
+  local form = '\\n{"requests": %d, "seconds": %f, "p50": %f, "p99": %f, "failed": %d}\\n'
+  io.write(string.format(form,
     summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3,
     latency:percentile(99) / 1e3, e.connect + e.read + e.write + e.timeout + e.status))
 end

@@ -128,8 +128,8 @@ example:
 _SERVE = """\
 usage: lightning-evolve serve RUN [--port N] [options]
 
-Answers over HTTP with the champion of a run of evolve; one that is promoted or rolled back meanwhile
-is picked up within seconds. Needs pip install 'lightning-evolve[serve]'.
+Answers over HTTP with the champion of a run of evolve; one that is promoted or rolled back
+meanwhile is picked up within seconds. Needs pip install 'lightning-evolve[serve]'.
 
   POST /predict    {"text": ...} or {"texts": [...]}; kept in the run before the answer leaves
   POST /feedback   {"id": ..., "label": ...}: the right class of a prediction, for evolve to learn
@@ -150,7 +150,8 @@ options:
 
 examples:
   lightning-evolve serve runs/evolution --port 8000
-  LIGHTNING_EVOLVE_TOKEN=$(openssl rand -hex 16) lightning-evolve serve runs/evolution --host 0.0.0.0
+  export LIGHTNING_EVOLVE_TOKEN=$(openssl rand -hex 16)
+  lightning-evolve serve runs/evolution --host 0.0.0.0
 """
 
 

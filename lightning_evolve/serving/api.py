@@ -13,20 +13,22 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from fastapi import HTTPException
 from litserve import LitAPI
 
 from lightning_evolve.errors import UsageError
-if TYPE_CHECKING:
-    from lightning_evolve.evolution.feedback import Prediction
-    from lightning_evolve.serving.champion import Champion
+from lightning_evolve.evolution.feedback import FeedbackStore, Prediction
 from lightning_evolve.serving.lifetime import end_with_parent
+from lightning_evolve.serving.loop import PipelinedLoop
+
+if TYPE_CHECKING:
+    from lightning_evolve.serving.champion import Champion
 
 Texts = list[str] | None
 """The texts of a request; None where it asks for the state of the worker."""
 
 TOP = 5  # probabilities in an answer
+_ROWS = 32  # texts that go through the model at once
 
 
 class Answer(NamedTuple):
@@ -53,8 +55,6 @@ class ChampionAPI(LitAPI):  # type: ignore[misc]
     """
 
     def __init__(self, run: Path, *, max_batch_size: int, batch_timeout: float) -> None:
-        from lightning_evolve.serving.loop import PipelinedLoop
-
         super().__init__(
             max_batch_size=max_batch_size, batch_timeout=batch_timeout, loop=PipelinedLoop()
         )
@@ -72,8 +72,7 @@ class ChampionAPI(LitAPI):  # type: ignore[misc]
         end_with_parent()
         # Ctrl-C reaches all processes. This one ends last, when all requests are answered.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # Loading torch takes seconds, which only this process needs.
-        from lightning_evolve.evolution.feedback import FeedbackStore
+        # Models take seconds to import, and only this process needs them.
         from lightning_evolve.serving.champion import CurrentChampion
 
         try:
@@ -84,7 +83,7 @@ class ChampionAPI(LitAPI):  # type: ignore[misc]
             logging.getLogger("litserve").setLevel(logging.CRITICAL)  # no traceback on top
             raise
 
-    def predict(self, x: Sequence[Texts], **_: Any) -> tuple[list[Answer], list[Any]]:
+    def predict(self, x: Sequence[Texts], **_: Any) -> tuple[list[Answer], list[Prediction]]:
         """Predicts for a batch of requests.
 
         Args:
@@ -115,28 +114,31 @@ class ChampionAPI(LitAPI):  # type: ignore[misc]
     def _predicted(
         self, texts: list[str], in_use: Champion
     ) -> tuple[list[dict[str, Any]], list[Prediction]]:
-        from lightning_evolve.evolution.feedback import Prediction
-        from lightning_evolve.evolution.redaction import redact
         classes, now = in_use.model.classes, time.time()
-        found, entries = [], []
-        for first in range(0, len(texts), self.max_batch_size):
-            part = texts[first : first + self.max_batch_size]
-            probabilities, features = in_use.model.predict(part)
-            for text, row, point in zip(part, probabilities, features, strict=True):
-                top = [(classes[i], round(float(row[i]), 6)) for i in np.argsort(-row)[:TOP]]
-                label, confidence = top[0]
-                answer = {
-                    "id": uuid.uuid4().hex,
-                    "label": label,
-                    "confidence": confidence,
-                    "probabilities": dict(top),
-                    "champion": in_use.generation,
-                }
-                found.append(answer)
-                entries.append(Prediction(answer["id"], now, redact(text).text, label, confidence, row, in_use.generation, point))
-        return found, entries
+        answers, entries = [], []
+        for first in range(0, len(texts), _ROWS):
+            part = texts[first : first + _ROWS]
+            rows = in_use.model.predict(part).probabilities.tolist()
+            for text, row in zip(part, rows, strict=True):
+                shares = {name: round(p, 6) for name, p in zip(classes, row, strict=True)}
+                top = sorted(shares, key=shares.__getitem__, reverse=True)[:TOP]
+                label, confidence = top[0], shares[top[0]]
+                entry = Prediction(
+                    uuid.uuid4().hex, text, label, confidence, shares, in_use.generation, now
+                )
+                entries.append(entry)
+                answers.append(
+                    {
+                        "id": entry.id,
+                        "label": label,
+                        "confidence": confidence,
+                        "probabilities": {name: shares[name] for name in top},
+                        "champion": in_use.generation,
+                    }
+                )
+        return answers, entries
 
-    def write(self, entries: list[Any]) -> None:
+    def write(self, entries: list[Prediction]) -> None:
         """Makes predictions durable, in one transaction.
 
         Args:

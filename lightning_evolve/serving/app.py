@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from http import HTTPStatus
 from importlib.resources import files
@@ -26,7 +25,12 @@ from starlette.routing import Route
 
 from lightning_evolve import __version__
 from lightning_evolve.errors import UsageError
-from lightning_evolve.evolution.feedback import FeedbackStore
+from lightning_evolve.evolution.feedback import (
+    FeedbackStore,
+    Given,
+    UnknownLabelError,
+    UnknownPredictionError,
+)
 from lightning_evolve.evolution.journal import Journal
 from lightning_evolve.serving.api import Answer, ChampionAPI, Texts
 from lightning_evolve.serving.bodies import BodyError, FeedbackBody, PredictBody, parse
@@ -51,6 +55,7 @@ class Settings:
         rate: requests a second of each client, None for any.
         max_batch_size: most requests that are predicted for together.
         batch_timeout: seconds that the first request of a batch waits for others.
+        new_classes: whether a correction may name a class that the champion does not know.
     """
 
     run: Path
@@ -60,6 +65,7 @@ class Settings:
     rate: float | None = None
     max_batch_size: int = 32
     batch_timeout: float = 0.002
+    new_classes: bool = False
 
 
 class _Server(LitServer):  # type: ignore[misc]
@@ -169,14 +175,10 @@ class Service:
     async def feedback(self, request: Request) -> Response:
         """``POST /feedback``: the right class of a text that was predicted for."""
         body = parse(FeedbackBody, await request.body())
-        classes = (await self._status())["classes"]
-        if body.label not in classes:
-            close = get_close_matches(body.label, classes, n=3)
-            names = ", ".join(map(repr, close or classes[:5]))
-            raise BodyError(f"there is no class {body.label!r}; {'' if close else 'some are '}{names}")
-        status = await self._run(self._give, body)
-        self.metrics.corrected(status)
-        return _json({"id": body.id, "label": body.label, "status": status})
+        classes = None if self.settings.new_classes else (await self._status())["classes"]
+        given = await self._run(self._give, body, classes)
+        self.metrics.corrected(given.status)
+        return _json({"id": body.id, "label": body.label, "status": given.status})
 
     async def health(self, _: Request) -> Response:
         """``GET /health``: whether the worker answers, with which champion."""
@@ -211,19 +213,23 @@ class Service:
         return status
 
     async def _run(self, function: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, function, *arguments
-        )
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
-    def _give(self, body: FeedbackBody) -> str:
+    def _give(self, body: FeedbackBody, classes: list[str] | None) -> Given:
+        self._store.classes = classes
         try:
-            status: str = self._store.give(body.id, body.label, body.source).status
-        except KeyError:
-            raise HTTPException(404, f"there is no prediction {body.id!r}") from None
-        return status
+            return self._store.give(body.id, body.label, body.source)
+        except UnknownPredictionError as error:
+            raise HTTPException(404, str(error)) from None
+        except UnknownLabelError as error:
+            raise HTTPException(422, str(error)) from None
 
     def _shown(self) -> dict[str, Any]:
-        return {**state(self._journal), **self._store.count}
+        counts = {"predictions": "predictions", "corrections": "feedback"}
+        return {
+            **state(self._journal),
+            **{name: self._store.count(table) for name, table in counts.items()},
+        }
 
 
 _PAGE_HEADERS = {

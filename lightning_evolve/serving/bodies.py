@@ -19,7 +19,7 @@ def _not_blank(text: str) -> str:
 
 
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS), AfterValidator(_not_blank)]
-Name = Annotated[str, Field(max_length=200), AfterValidator(_not_blank)]
+Name = Annotated[str, Field(max_length=100), AfterValidator(_not_blank)]
 Body = TypeVar("Body", bound=BaseModel)
 
 

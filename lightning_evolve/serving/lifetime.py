@@ -41,24 +41,27 @@ def stop_once() -> Callable[[], bool]:
     Returns:
         A function that tells whether it was by a signal of somebody else.
     """
-    me, died = os.getpid(), threading.Event()
+    me, told, died = os.getpid(), threading.Event(), threading.Event()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for one in (signal.SIGTERM, signal.SIGINT):
             signal.signal(one, signal.SIG_IGN)
+        if not died.is_set():
+            told.set()
         if os.getpid() != me:  # a child that has no handler of its own yet
             sys.exit(0)
         raise KeyboardInterrupt
 
     def watch() -> None:
         seen: set[int] = set()
-        while not seen - (alive := {child.ident or 0 for child in mp.active_children()}):
-            seen |= alive
+        while seen <= (alive := {child.ident or 0 for child in mp.active_children()}):
+            seen = alive
             time.sleep(0.5)
-        died.set()
-        os.kill(me, signal.SIGTERM)
+        if not told.is_set():
+            died.set()
+            os.kill(me, signal.SIGTERM)
 
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, interrupt)
     threading.Thread(target=watch, name="children", daemon=True).start()
-    return lambda: not died.is_set()
+    return told.is_set

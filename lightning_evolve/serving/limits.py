@@ -99,6 +99,7 @@ class Limits:
         self._bucket = None if rate is None else TokenBucket(rate, burst=max(1.0, 2 * rate))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or refuses it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -91,7 +91,7 @@ class PipelinedLoop(LitLoop):  # type: ignore[misc]
         while len(taken) < lit_api.max_batch_size:
             try:
                 taken.append(request_queue.get(timeout=max(0, until - time.monotonic())))
-            except Empty:
+            except Empty:  # noqa: PERF203 - it is how a queue says so
                 break
         oldest = time.monotonic() - lit_api.request_timeout
         batch = [(consumer, uid, texts) for consumer, uid, came, texts in taken if came >= oldest]
@@ -101,11 +101,8 @@ class PipelinedLoop(LitLoop):  # type: ignore[misc]
     def _answer(self, lit_api: Any, transport: Any, done: Queue[_Done]) -> None:
         while True:
             batches = [done.get()]
-            while True:
-                try:
-                    batches.append(done.get_nowait())
-                except Empty:
-                    break
+            while not done.empty():  # nobody else takes from it
+                batches.append(done.get())
             try:
                 entries = [entry for batch in batches for entry in batch.entries]
                 if entries:

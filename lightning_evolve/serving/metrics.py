@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import time
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -18,6 +25,7 @@ class Metrics:
     """
 
     def __init__(self, paths: list[str]) -> None:
+        disable_created_metrics()
         self.registry = CollectorRegistry()
         self._paths = frozenset(paths)
         self._requests = Counter(
@@ -113,6 +121,7 @@ class Measured:
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on and watches the answer."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
