@@ -17,6 +17,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
             "autograd",
         ),
         ("black_box.py --learners head --steps 2 --rounds 2", "REINFORCE"),
+        ("detectors.py --seeds 1", "Page-Hinkley"),
     ],
 )
 def test_a_glance(

@@ -23,6 +23,9 @@ _MODULES = {
     "repeat": "repeat",
     "sweep": "sweep",
     "export": "export",
+    "evolve": "evolve",
+    "history": "history",
+    "rollback": "history",
     "serve": "serve",
 }
 

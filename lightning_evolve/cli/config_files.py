@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.yaml_files import read_mapping
@@ -17,14 +18,7 @@ def check_config(name: str) -> None:
     Raises:
         UsageError: naming the file and what is wrong with it.
     """
-    if "://" in name:
-        return
-    _, content = read_mapping(
-        Path(name),
-        kind="config file",
-        remedy="give --config another file",
-        keys="model, data and trainer",
-    )
+    content = check_yaml(name, keys="model, data and trainer")
     mode = content.get("wandb", {})
     if not isinstance(mode, dict):
         # The parser would take it for the name of a file.
@@ -37,3 +31,24 @@ def check_config(name: str) -> None:
             raise UsageError(
                 f"{name} sets the seed of {part}; set seed_everything (or --seed) for all instead"
             )
+
+
+def check_yaml(name: str, *, keys: str = "sources, pretrained and training") -> dict[str, Any]:
+    """Refuses a config file that cannot be read.
+
+    Args:
+        name: of the file; a URL is left to the parser.
+        keys: which it has, for the remedy.
+
+    Returns:
+        What is in it; nothing for a URL.
+
+    Raises:
+        UsageError: naming the file and what is wrong with it.
+    """
+    if "://" in name:
+        return {}
+    _, content = read_mapping(
+        Path(name), kind="config file", remedy="give --config another file", keys=keys
+    )
+    return content

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_evolve.cli.arguments import take
+from lightning_evolve.cli.run_directory import CONFIG
 from lightning_evolve.errors import UsageError
+from lightning_evolve.yaml_files import read_mapping
 
 TOKEN = "LIGHTNING_EVOLVE_TOKEN"  # noqa: S105 - where it is found
 _LOOPBACK = "127.0.0.1"
@@ -52,6 +54,7 @@ def run(command: str, arguments: list[str]) -> int:
             f"serve needs {error.name}, which is not installed: "
             "pip install 'lightning-evolve[serve]'"
         ) from error
+    options |= _processing(directory)
     print(f"loading generation {champion} of {directory}", flush=True)
     return 0 if Service(Settings(run=directory, **options)).run() else 1
 
@@ -104,10 +107,11 @@ def _number(name: str, text: str, low: float, high: float, *, whole: bool = Fals
 
 def _champion(directory: Path) -> int:
     from lightning_evolve.evolution.journal import Journal
+    from lightning_evolve.evolution.state import JOURNAL
 
     if not directory.is_dir():
         raise UsageError(f"there is no run {directory}; name the directory of one of evolve")
-    with closing(Journal(directory / "journal.sqlite")) as journal:
+    with closing(Journal(directory / JOURNAL)) as journal:
         champion = journal.champion()
     if champion is None or champion.model is None:
         raise UsageError(
@@ -115,6 +119,21 @@ def _champion(directory: Path) -> int:
             f"lightning-evolve evolve --run_dir {directory} --config FILE"
         )
     return champion.number
+
+
+def _processing(directory: Path) -> dict[str, bool]:
+    """What the run's configuration says of new classes and of private data."""
+    _, config = read_mapping(
+        directory / CONFIG,
+        kind="configuration of the run",
+        remedy="restore it from a copy",
+        keys="processing",
+    )
+    found = config.get("processing") or {}
+    return {
+        "new_classes": found.get("new_classes", "admit") == "admit",
+        "redact": found.get("redact", True) is not False,
+    }
 
 
 def _check_free(host: str, port: int) -> None:

@@ -79,7 +79,7 @@ def run(command: str, arguments: list[str]) -> int:
     # Read when torch is loaded. Threads that spin while they wait make small learners several
     # times slower as soon as anything else runs on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with _quiet():
+    with quiet():
         # From here on it takes seconds.
         from lightning_evolve.cli.lightning_cli import EvolveCLI
 
@@ -130,7 +130,7 @@ def _session(command: str, arguments: list[str]) -> Session:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hides Lightning's notes and advice: what remains on standard error is for the user."""
     # Importing Lightning sets levels and the form of warnings, so it comes first.
     import lightning  # noqa: F401

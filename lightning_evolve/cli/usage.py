@@ -15,6 +15,9 @@ commands:
   repeat     fit once for each of several seeds, and give means and intervals over them
   sweep      fit with many settings from a sweep file of W&B, and find the best; needs no server
   export     save the rule that a run has learned, for LearnedOptimizer
+  evolve     keep a classifier current for as long as records arrive
+  history    who was champion when, and why
+  rollback   put an earlier champion in use again
   serve      answer over HTTP with the champion of an evolving run, and take corrections
 
 options:
@@ -125,6 +128,52 @@ example:
   lightning-evolve export runs/quickstart my_rule
 """
 
+_EVOLVE = """\
+usage: lightning-evolve evolve --config FILE [options]
+
+Keeps a classifier current for as long as records arrive: collects them, processes them, grows
+challengers from the champion by the meta-learned update, and promotes one where the gate lets it
+pass. The run's directory holds a journal and all champions; killed at any moment, the same command
+goes on. It ends when nothing is due; --watch waits for more.
+
+options:
+  -c, --config FILE     YAML file; a run that exists needs none
+  --run_dir DIR         directory of the run (default: runs/NAME after the config file)
+  --generations N       stop when the run has so many
+  --watch               wait for more records
+  --dry-run             say what the next generation would do, and change nothing
+  --seed N              seed of everything that is drawn (default: 0)
+  --SYSTEM.K VALUE      option K of pretrained, processing, training, optimisation, gate or monitor
+  --print_config        print every option with its value and stop
+
+examples:
+  lightning-evolve evolve --config experiments/evolution.yaml
+  lightning-evolve evolve --run_dir runs/evolution --watch
+"""
+
+_HISTORY = """\
+usage: lightning-evolve history RUN
+
+Prints the generations of a run of evolve with their data, scores and verdicts, who was champion
+when, the alarms, and what became of the records.
+
+example:
+  lightning-evolve history runs/evolution
+"""
+
+_ROLLBACK = """\
+usage: lightning-evolve rollback RUN [--to N]
+
+Puts an earlier champion in use again, exactly as it was; a server picks it up. Records stay, and
+the next generation grows from that champion.
+
+options:
+  --to N                generation of that champion (default: the one before)
+
+example:
+  lightning-evolve rollback runs/evolution --to 3
+"""
+
 _SERVE = """\
 usage: lightning-evolve serve RUN [--port N] [options]
 
@@ -176,5 +225,8 @@ USAGE = {
     "repeat": _REPEAT,
     "sweep": _SWEEP,
     "export": _EXPORT,
+    "evolve": _EVOLVE,
+    "history": _HISTORY,
+    "rollback": _ROLLBACK,
     "serve": _SERVE,
 }

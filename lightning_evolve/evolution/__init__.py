@@ -1,1 +1,1 @@
-"""The loop of continuous evolution: eight systems around one model that keeps itself current."""
+"""The loop of continuous evolution: a model that keeps itself current, one system a file."""

@@ -26,6 +26,9 @@ CREATE TABLE records (              -- what came in, once each
 );
 CREATE INDEX records_by_key ON records (key);
 CREATE INDEX records_by_status ON records (status, generation);
+CREATE TABLE bands (                -- of the MinHash of each text that was kept, to find its like
+  band INTEGER NOT NULL, key TEXT NOT NULL, PRIMARY KEY (band, key)
+) WITHOUT ROWID;
 CREATE TABLE quarantine (           -- rows that are no records, and why
   seq INTEGER PRIMARY KEY AUTOINCREMENT,
   source TEXT NOT NULL, place TEXT NOT NULL, reason TEXT NOT NULL, time REAL NOT NULL,
@@ -46,7 +49,7 @@ CREATE TABLE champions (            -- who was in use, the last is
 );
 CREATE TABLE alarms (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, generation INTEGER, time REAL NOT NULL,
-  kind TEXT NOT NULL, message TEXT NOT NULL
+  message TEXT NOT NULL, detail TEXT NOT NULL
 );
 CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
@@ -131,19 +134,16 @@ class Journal:
         Raises:
             UsageError: the disk is full, or the journal cannot be written.
         """
-        with told(self.path):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                if self._db.in_transaction:  # a full disk has rolled it back already
-                    self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+        with transaction(self._db, self.path):
+            yield
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Runs a statement; one that writes belongs inside :meth:`writing`."""
         return self._db.execute(statement, values)
+
+    def execute_many(self, statement: str, values: Iterable[Sequence[Any]]) -> None:
+        """Runs a statement that writes for each of many values; inside :meth:`writing`."""
+        self._db.executemany(statement, values)
 
     def close(self) -> None:
         """Closes the file."""
@@ -151,20 +151,33 @@ class Journal:
 
     # ---------------------------------------------------------------- records
 
-    def ingest(self, records: Iterable[Record]) -> int:
+    def ingest(self, records: Iterable[Record], *, renew: bool = False) -> int:
         """Adds records that are not there yet, as ``new``; inside :meth:`writing`.
 
         Args:
             records: any; those with the id of one that is there are passed over.
+            renew: whether saying again what is there is news, as it is of a correction: a record
+                that is not in use is ``new`` again, and one that is takes a greater weight.
 
         Returns:
-            How many were added.
+            How many were added or renewed.
         """
-        added = 0
+        statement = (
+            "INSERT INTO records (id, key, time, source, text, label, weight, status)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, 'new') ON CONFLICT (id) DO "
+        )
+        if renew:
+            statement += (
+                "UPDATE SET source = excluded.source, weight = excluded.weight,"
+                " status = CASE WHEN status IN ('kept', 'held') THEN status ELSE 'new' END"
+                " WHERE status NOT IN ('kept', 'held', 'new') OR excluded.weight > weight"
+            )
+        else:
+            statement += "NOTHING"
+        changed = 0
         for record in records:
-            added += self._db.execute(
-                "INSERT OR IGNORE INTO records (id, key, time, source, text, label, weight, status)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, 'new')",
+            changed += self._db.execute(
+                statement,
                 (
                     record.id,
                     text_key(record.text),
@@ -175,20 +188,24 @@ class Journal:
                     record.weight,
                 ),
             ).rowcount
-        return added
+        return changed
 
-    def quarantine(self, source: str, place: str, reason: str) -> None:
+    def quarantine(self, source: str, place: str, reason: str) -> bool:
         """Notes a row that is no record, once; inside :meth:`writing`.
 
         Args:
             source: where it comes from.
             place: file and line, or prediction id.
             reason: what is wrong with it, without its content, which may be private.
+
+        Returns:
+            Whether it had not been noted before.
         """
-        self._db.execute(
+        noted = self._db.execute(
             "INSERT OR IGNORE INTO quarantine (source, place, reason, time) VALUES (?, ?, ?, ?)",
             (source, place, reason, time.time()),
         )
+        return noted.rowcount > 0
 
     def position(self, source: str) -> Any:
         """How far a source has been read, as it told itself; None at the beginning."""
@@ -227,6 +244,88 @@ class Journal:
             return None
         return next(g for g in self.generations() if g.number == found[0])
 
+    def finish(
+        self,
+        number: int,
+        verdict: str,
+        reasons: Sequence[str],
+        *,
+        model: str | None,
+        scores: str | None = None,
+        summary: dict[str, Any],
+    ) -> None:
+        """Ends a generation; inside :meth:`writing`, with all that follows from it.
+
+        Args:
+            number: of the generation.
+            verdict: what became of its challenger.
+            reasons: why, a sentence each.
+            model: artifact of its model, None where nothing was promoted.
+            scores: artifact of its evaluation.
+            summary: figures for the tables.
+        """
+        self._db.execute(
+            "UPDATE generations SET finished = ?, verdict = ?, reasons = ?, model = ?, scores = ?,"
+            " summary = ? WHERE number = ?",
+            (
+                time.time(),
+                verdict,
+                json.dumps(list(reasons), ensure_ascii=False),
+                model,
+                scores,
+                json.dumps(summary, allow_nan=False),
+                number,
+            ),
+        )
+        self._db.execute("DELETE FROM stages WHERE generation = ?", (number,))
+
+    def crown(self, generation: int, why: str) -> None:
+        """Puts a generation's model in use; inside :meth:`writing`.
+
+        Args:
+            generation: its number.
+            why: ``"founded"``, ``"promoted"`` or what else there is to say.
+        """
+        self._db.execute(
+            "INSERT INTO champions (generation, time, why) VALUES (?, ?, ?)",
+            (generation, time.time(), why),
+        )
+
+    def champions(self) -> list[dict[str, Any]]:
+        """All who have been in use, the last of them now: ``generation``, ``time`` and ``why``."""
+        rows = self._db.execute("SELECT generation, time, why FROM champions ORDER BY seq")
+        return [dict(row) for row in rows]
+
+    def recent_champions(self, count: int) -> set[int]:
+        """Generations of the last champions, each counted once.
+
+        Args:
+            count: how many.
+        """
+        line = [seat["generation"] for seat in self.champions()]
+        return set(list(dict.fromkeys(reversed(line)))[:count])
+
+    def alarm(self, message: str, detail: dict[str, Any]) -> None:
+        """Notes an alarm; inside :meth:`writing`.
+
+        Args:
+            message: what it says.
+            detail: all of it, ``time`` among it.
+        """
+        self._db.execute(
+            "INSERT INTO alarms (time, message, detail) VALUES (?, ?, ?)",
+            (detail["time"], message, json.dumps(detail)),
+        )
+
+    def alarms(self, *, pending: bool = False) -> list[dict[str, Any]]:
+        """All alarms, in order, in full.
+
+        Args:
+            pending: only those that no generation has followed yet.
+        """
+        rows = self._db.execute("SELECT generation, detail FROM alarms ORDER BY seq")
+        return [json.loads(d) for g, d in rows if not pending or g is None]
+
     def stage(self, generation: int, name: str, compute: Callable[[], Any]) -> Any:
         """The result of a step of a generation, computed once, also over kills.
 
@@ -255,6 +354,28 @@ class Journal:
         self._db.execute(
             "INSERT OR REPLACE INTO state VALUES (?, ?)", (name, json.dumps(value, allow_nan=False))
         )
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """One transaction: all of it is there when the block ends well, else nothing.
+
+    Args:
+        db: a connection that begins no transactions of its own.
+        path: the database.
+
+    Raises:
+        UsageError: the disk is full, or the database cannot be written.
+    """
+    with told(path):
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:  # a full disk has rolled it back already
+                db.execute("ROLLBACK")
+            raise
 
 
 @contextmanager

@@ -147,7 +147,7 @@ class Training:
             The challenger, and how many steps it has taken.
 
         Raises:
-            UsageError: training has diverged.
+            DivergedError: training has diverged.
         """
         chosen = {**self.settings(), **(settings or {})}
         rule = self.rule(model, chosen["adapt"])
@@ -167,13 +167,17 @@ class Training:
             if self.seconds is not None and time.perf_counter() - began > self.seconds:
                 break
         if not all(bool(t.isfinite().all()) for t in at.theta.values()):
-            raise UsageError(
+            raise DivergedError(
                 f"training diverged within {taken} steps at alpha {chosen['alpha']:g}: give a "
                 "smaller alpha"
             )
         grown = deepcopy(model.learner)
         grown.load_state_dict({**grown.state_dict(), **at.theta})
         return model.with_learner(grown.eval()), taken
+
+
+class DivergedError(UsageError):
+    """A training run whose parameters are no numbers any more."""
 
 
 class Drawn(Sequence[Batch]):

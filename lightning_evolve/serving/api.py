@@ -18,6 +18,7 @@ from litserve import LitAPI
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution.feedback import FeedbackStore, Prediction
+from lightning_evolve.evolution.state import SERVICE
 from lightning_evolve.serving.lifetime import end_with_parent
 from lightning_evolve.serving.loop import PipelinedLoop
 
@@ -50,15 +51,18 @@ class ChampionAPI(LitAPI):  # type: ignore[misc]
 
     Args:
         run: its directory.
+        redact: whether e-mail addresses, phone and card numbers leave the texts that are kept.
         max_batch_size: most requests that are predicted for together.
         batch_timeout: seconds that the first request of a batch waits for others.
     """
 
-    def __init__(self, run: Path, *, max_batch_size: int, batch_timeout: float) -> None:
+    def __init__(
+        self, run: Path, *, redact: bool, max_batch_size: int, batch_timeout: float
+    ) -> None:
         super().__init__(
             max_batch_size=max_batch_size, batch_timeout=batch_timeout, loop=PipelinedLoop()
         )
-        self.run = run
+        self.run, self.redact = run, redact
 
     def setup(self, device: str) -> None:
         """Loads the champion, in the worker's process.
@@ -77,7 +81,7 @@ class ChampionAPI(LitAPI):  # type: ignore[misc]
 
         try:
             self.champion = CurrentChampion(self.run)
-            self.store = FeedbackStore(self.run / "service.sqlite")
+            self.store = FeedbackStore(self.run / SERVICE, redact=self.redact)
         except UsageError as error:
             print(f"lightning-evolve: error: {error}", file=sys.stderr)
             logging.getLogger("litserve").setLevel(logging.CRITICAL)  # no traceback on top

@@ -32,6 +32,7 @@ from lightning_evolve.evolution.feedback import (
     UnknownPredictionError,
 )
 from lightning_evolve.evolution.journal import Journal
+from lightning_evolve.evolution.state import JOURNAL, SERVICE
 from lightning_evolve.serving.api import Answer, ChampionAPI, Texts
 from lightning_evolve.serving.bodies import BodyError, FeedbackBody, PredictBody, parse
 from lightning_evolve.serving.lifetime import end_children, end_forks_with_me, stop_once
@@ -56,6 +57,7 @@ class Settings:
         max_batch_size: most requests that are predicted for together.
         batch_timeout: seconds that the first request of a batch waits for others.
         new_classes: whether a correction may name a class that the champion does not know.
+        redact: whether e-mail addresses, phone and card numbers leave the texts that are kept.
     """
 
     run: Path
@@ -66,6 +68,7 @@ class Settings:
     max_batch_size: int = 32
     batch_timeout: float = 0.002
     new_classes: bool = False
+    redact: bool = True
 
 
 class _Server(LitServer):  # type: ignore[misc]
@@ -91,6 +94,7 @@ class Service:
         self.settings = settings
         api = ChampionAPI(
             settings.run,
+            redact=settings.redact,
             max_batch_size=settings.max_batch_size,
             batch_timeout=settings.batch_timeout,
         )
@@ -154,11 +158,11 @@ class Service:
 
     @cached_property
     def _store(self) -> FeedbackStore:
-        return FeedbackStore(self.settings.run / "service.sqlite")
+        return FeedbackStore(self.settings.run / SERVICE)
 
     @cached_property
     def _journal(self) -> Journal:
-        return Journal(self.settings.run / "journal.sqlite")
+        return Journal(self.settings.run / JOURNAL)
 
     @cached_property
     def _page(self) -> bytes:

@@ -34,7 +34,7 @@ def make_run(folder: Path, generations: int = 3) -> Path:
         generations: how many.
     """
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("{}\n")
+    (folder / "config.yaml").write_text("processing:\n  new_classes: refuse\n")
     artifacts = Artifacts(folder / "artifacts")
     journal = Journal(folder / "journal.sqlite", create=True)
     with journal.writing():

@@ -13,6 +13,8 @@ from lightning_evolve.data.rows import Rows
 from lightning_evolve.learners.checkpoints import load_pretrained
 from lightning_evolve.tasks import Tensors
 
+_MANY = 500  # texts, from which on it takes long enough for a progress bar
+
 
 class FrozenFeatures(Encoder):
     """Mean of a pretrained encoder's last hidden states over the tokens of a text.
@@ -76,6 +78,7 @@ class FrozenFeatures(Encoder):
         batches = track(
             torch.split(order, self.batch_size),
             f"Encoding {len(rows)} texts with {self.checkpoint}",
+            disable=len(rows) < _MANY,
         )
         with torch.inference_mode():
             for batch in batches:
