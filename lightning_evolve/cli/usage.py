@@ -180,8 +180,8 @@ usage: lightning-evolve serve RUN [--port N] [options]
 Answers over HTTP with the champion of a run of evolve; one that is promoted or rolled back
 meanwhile is picked up within seconds. Needs pip install 'lightning-evolve[serve]'.
 
-  POST /predict    {"text": ...} or {"texts": [...]}; kept in the run before the answer leaves
-  POST /feedback   {"id": ..., "label": ...}: the right class of a prediction, for evolve to learn
+  POST /predict    JSON with "text" or "texts"; answers are kept in the run before they leave
+  POST /feedback   JSON with the "id" of an answer and its right "label", for evolve to learn
   GET  /           a page for people: scores over generations, alarms, a text to try and correct
   GET  /health     whether it is ready, and with which champion
   GET  /metrics    for Prometheus

@@ -229,10 +229,10 @@ class Service:
             raise HTTPException(422, str(error)) from None
 
     def _shown(self) -> dict[str, Any]:
-        counts = {"predictions": "predictions", "corrections": "feedback"}
         return {
             **state(self._journal),
-            **{name: self._store.count(table) for name, table in counts.items()},
+            "predictions": self._store.count("predictions"),
+            "corrections": self._store.count("feedback"),
         }
 
 

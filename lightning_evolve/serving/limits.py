@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -150,7 +151,7 @@ class Limits:
 _TOO_LARGE = f"the body has more than {MAX_BODY:,} bytes; send fewer texts at once"
 
 
-def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     """The form of all answers that are errors.
 
     Args:

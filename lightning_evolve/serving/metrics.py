@@ -25,7 +25,7 @@ class Metrics:
     """
 
     def __init__(self, paths: list[str]) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._paths = frozenset(paths)
         self._requests = Counter(
