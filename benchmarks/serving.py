@@ -131,10 +131,7 @@ def change(run: Path, generation: int, after: float) -> threading.Thread:
     def enthrone() -> None:
         journal = Journal(run / "journal.sqlite")
         with journal.writing():
-            journal.execute(
-                "INSERT INTO champions (generation, time, why) VALUES (?, ?, 'benchmark')",
-                (generation, time.time()),
-            )
+            journal.crown(generation, "benchmark")
         journal.close()
 
     timer = threading.Timer(after, enthrone)

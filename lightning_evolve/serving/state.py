@@ -16,10 +16,6 @@ def state(journal: Journal) -> dict[str, Any]:
     Args:
         journal: of the run.
     """
-    alarms = journal.execute(
-        "SELECT generation, time, kind, message FROM alarms ORDER BY seq DESC LIMIT ?", (_ALARMS,)
-    )
-    champions = journal.execute("SELECT generation, time, why FROM champions ORDER BY seq")
     return {
         "generations": [
             {
@@ -29,13 +25,16 @@ def state(journal: Journal) -> dict[str, Any]:
                 "verdict": generation.verdict,
                 "reasons": generation.reasons,
                 "finished": generation.finished,
-                "accuracy": _finite(generation.summary.get("accuracy")),
+                "new_accuracy": _finite(generation.summary.get("new_accuracy")),
                 "old_accuracy": _finite(generation.summary.get("old_accuracy")),
             }
             for generation in journal.generations()
         ],
-        "champions": [dict(row) for row in champions],
-        "alarms": [dict(row) for row in alarms],
+        "champions": journal.champions(),
+        "alarms": [
+            {name: alarm[name] for name in ("time", "kind", "message")}
+            for alarm in reversed(journal.alarms()[-_ALARMS:])
+        ],
     }
 
 

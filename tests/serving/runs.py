@@ -39,7 +39,7 @@ def make_run(folder: Path, generations: int = 3) -> Path:
     journal = Journal(folder / "journal.sqlite", create=True)
     with journal.writing():
         for number in range(generations):
-            summary = {"accuracy": 0.7 + 0.07 * number, "old_accuracy": 0.8 - 0.01 * number}
+            summary = {"new_accuracy": 0.7 + 0.07 * number, "old_accuracy": 0.8 - 0.01 * number}
             journal.execute(
                 "INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
                 (
@@ -54,28 +54,18 @@ def make_run(folder: Path, generations: int = 3) -> Path:
                     json.dumps(summary),
                 ),
             )
-            enthrone(journal, number, "promoted" if number else "founded")
-        journal.execute(
-            "INSERT INTO alarms (generation, time, kind, message) VALUES (?, ?, ?, ?)",
-            (1, time.time(), "drift", f"the share of {HOSTILE} rose from 0.1 to 0.4"),
-        )
+            journal.crown(number, "promoted" if number else "founded")
+        moved = f"the share of {HOSTILE} rose from 0.1 to 0.4"
+        journal.alarm(moved, {"time": time.time(), "kind": "classes", "message": moved})
     journal.close()
     return folder
-
-
-def enthrone(journal: Journal, generation: int, why: str) -> None:
-    """Makes a generation the champion; inside ``journal.writing()``."""
-    journal.execute(
-        "INSERT INTO champions (generation, time, why) VALUES (?, ?, ?)",
-        (generation, time.time(), why),
-    )
 
 
 def promote(run: Path, generation: int) -> None:
     """Makes a generation the champion, as another process does."""
     journal = Journal(run / "journal.sqlite")
     with journal.writing():
-        enthrone(journal, generation, "rolled back")
+        journal.crown(generation, "rolled back")
     journal.close()
 
 

@@ -196,8 +196,8 @@ def test_state(server, store) -> None:
     got = server.ask("GET", "/state").content
     assert got["classes"] == list(CLASSES)
     assert [g["verdict"] for g in got["generations"]] == ["founded", "promoted", "promoted"]
-    assert got["generations"][2]["accuracy"] == pytest.approx(0.84)
-    assert got["alarms"][0]["kind"] == "drift"
+    assert got["generations"][2]["new_accuracy"] == pytest.approx(0.84)
+    assert got["alarms"][0]["kind"] == "classes"
     assert got["predictions"] == store.count("predictions")
 
 
