@@ -27,7 +27,8 @@ def run(command: str, arguments: list[str]) -> int:
         arguments: the directory of the run, and options.
 
     Returns:
-        0 after SIGTERM or Ctrl-C, 1 if one of the server's processes has died.
+        0 after SIGTERM or Ctrl-C, 1 if one of the server's processes has died, 2 if the champion
+        could not be loaded.
 
     Raises:
         UsageError: if there is no such run or champion, the port is taken, an option is bad, or
@@ -56,7 +57,8 @@ def run(command: str, arguments: list[str]) -> int:
         ) from error
     options |= _processing(directory)
     print(f"loading generation {champion} of {directory}", flush=True)
-    return 0 if Service(Settings(run=directory, **options)).run() else 1
+    code: int = Service(Settings(run=directory, **options)).run()
+    return code
 
 
 def _options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import sys
 import time
@@ -71,7 +70,7 @@ class ChampionAPI(LitAPI):  # type: ignore[misc]
             device: ``"cpu"``.
 
         Raises:
-            UsageError: it cannot be loaded; already told in one line.
+            SystemExit: it cannot be loaded, which has been told in one line.
         """
         end_with_parent()
         # Ctrl-C reaches all processes. This one ends last, when all requests are answered.
@@ -84,8 +83,7 @@ class ChampionAPI(LitAPI):  # type: ignore[misc]
             self.store = FeedbackStore(self.run / SERVICE, redact=self.redact)
         except UsageError as error:
             print(f"lightning-evolve: error: {error}", file=sys.stderr)
-            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # no traceback on top
-            raise
+            sys.exit(2)
 
     def predict(self, x: Sequence[Texts], **_: Any) -> tuple[list[Answer], list[Prediction]]:
         """Predicts for a batch of requests.

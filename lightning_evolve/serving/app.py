@@ -120,14 +120,14 @@ class Service:
         app.add_exception_handler(UsageError, _told)
         app.add_exception_handler(Exception, _told)
 
-    def run(self) -> bool:
+    def run(self) -> int:
         """Serves until the process is told to stop, and answers what it has taken by then.
 
         Returns:
-            Whether it was told; if not, one of its processes has died.
+            The exit code: 0, 1 if one of its processes has died, 2 if the user has been told why.
         """
         end_forks_with_me()
-        told = stop_once()
+        code = stop_once()
         try:
             self.server.run(
                 host=self.settings.host,
@@ -136,9 +136,11 @@ class Service:
                 access_log=False,
                 generate_client_file=False,
             )
+        except KeyboardInterrupt:
+            pass  # while the model was being loaded
         finally:
             end_children()
-        return told()
+        return code()
 
     def _endpoints(self) -> dict[str, tuple[str, Any]]:
         return {

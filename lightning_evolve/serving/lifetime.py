@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
@@ -35,33 +36,36 @@ def end_children() -> None:
         child.terminate()
 
 
-def stop_once() -> Callable[[], bool]:
+def stop_once() -> Callable[[], int]:
     """Makes SIGTERM, Ctrl-C and the death of a child interrupt this process, the first time.
 
     Returns:
-        A function that tells whether it was by a signal of somebody else.
+        A function that gives the exit code: 0 if it was a signal of somebody else, 2 if a child has
+        ended with that after it told the user what to mend, 1 if a child has died.
     """
-    me, told, died = os.getpid(), threading.Event(), threading.Event()
+    me, told = os.getpid(), threading.Event()
+    dead: list[BaseProcess] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for one in (signal.SIGTERM, signal.SIGINT):
             signal.signal(one, signal.SIG_IGN)
-        if not died.is_set():
-            told.set()
+        told.set()
         if os.getpid() != me:  # a child that has no handler of its own yet
             sys.exit(0)
         raise KeyboardInterrupt
 
     def watch() -> None:
-        seen: set[int] = set()
-        while seen <= (alive := {child.ident or 0 for child in mp.active_children()}):
+        seen: set[BaseProcess] = set()
+        while not told.is_set():
+            alive = set(mp.active_children())
+            dead.extend(seen - alive)
+            if dead and not told.is_set():
+                os.kill(me, signal.SIGTERM)
+                return
             seen = alive
             time.sleep(0.5)
-        if not told.is_set():
-            died.set()
-            os.kill(me, signal.SIGTERM)
 
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, interrupt)
     threading.Thread(target=watch, name="children", daemon=True).start()
-    return told.is_set
+    return lambda: (2 if dead[0].exitcode == 2 else 1) if dead else 0
