@@ -92,7 +92,7 @@ class ChampionAPI(LitAPI):  # type: ignore[misc]
             x: the texts of each request.
 
         Returns:
-            An answer for each request, and the predictions to :meth:`log` before they leave.
+            An answer for each request, and the predictions to :meth:`write` before they leave.
         """
         in_use = self.champion.in_use
         texts = list(chain.from_iterable(request or () for request in x))

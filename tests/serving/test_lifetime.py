@@ -141,7 +141,7 @@ def test_killed_under_load_and_started_again_on_the_same_port(copy) -> None:
                 assert server.ask("POST", "/feedback", body).status == 200
             # Without its worker a server ends, for whoever looks after it to start it again.
             listed = subprocess.run(
-                ["ps", "-o", "pid=", "-o", "args=", "--ppid", str(beside.process.pid)],
+                ["ps", "-ww", "-o", "pid=", "-o", "args=", "--ppid", str(beside.process.pid)],
                 capture_output=True,
                 text=True,
                 check=True,
