@@ -44,7 +44,7 @@ ONE_CLASS = 0.95
 """Share of a batch's labels from which on it counts as being of one class."""
 
 SPREAD = 0.35
-ORDINARY = 1.4
+ORDINARY = 1.5
 """Below such a share of the most frequent prediction, and below so many times what it is in as many
 trusted rows, a batch holds several classes for the champion. A class that is new to it looks like
 one or two that it knows; all its classes under one label look like ordinary rows."""

@@ -233,6 +233,7 @@ def batches(world):
         "new classes": (mixed, of_mixed),
         "only new classes": world.rows(classes=range(CLASSES, CLASSES + NEW)),
         "one class": world.rows(classes=[0]),
+        "one new class": world.rows(classes=[CLASSES]),
         "random": (features, world.wrong(labels)),
         "flipped": (features, world.wrong(labels, random=False)),
         "random, with new classes": (mixed, world.wrong(of_mixed, classes=CLASSES + NEW)),
@@ -241,7 +242,7 @@ def batches(world):
     }
 
 
-HONEST = ("clean", "drifted", "new classes", "only new classes", "one class")
+HONEST = ("clean", "drifted", "new classes", "only new classes", "one class", "one new class")
 
 
 def findings(draws, **options):
@@ -266,7 +267,9 @@ def test_poison_is_caught_and_honest_batches_pass():
     found, right = findings(200)
     assert right["drifted"] < 0.65, "the drift is hard"
     for kind, share in held(found).items():
-        if kind in HONEST:
+        if kind == "one new class":  # no gate promotes on it alone; it is the collapse in doubt
+            assert share <= 0.15
+        elif kind in HONEST:
             assert share <= 0.01, (kind, share)
         else:
             assert share >= 0.99, (kind, share)
@@ -279,7 +282,7 @@ def test_neighbours_catch_what_an_unsure_champion_cannot():
         assert held(found)[kind] >= 0.95
         by_champion = sum("sure of" in str(f.reasons) for f in found[kind]) / 60
         assert by_champion < 0.6, "it is the neighbours that do it"
-    assert max(held(found)[kind] for kind in HONEST) <= 0.02
+    assert max(held(found)[kind] for kind in HONEST[:-1]) <= 0.02
 
 
 def test_reasons_and_figures_tell_what_was_seen():
