@@ -26,6 +26,7 @@ _MODULES = {
     "evolve": "evolve",
     "history": "history",
     "rollback": "history",
+    "serve": "serve",
 }
 
 

@@ -18,6 +18,7 @@ commands:
   evolve     keep a classifier current for as long as records arrive
   history    who was champion when, and why
   rollback   put an earlier champion in use again
+  serve      answer over HTTP with the champion of an evolving run, and take corrections
 
 options:
   -h, --help     this text; COMMAND --help for the options of a command
@@ -173,6 +174,35 @@ example:
   lightning-evolve rollback runs/evolution --to 3
 """
 
+_SERVE = """\
+usage: lightning-evolve serve RUN [--port N] [options]
+
+Answers over HTTP with the champion of a run of evolve; one that is promoted or rolled back
+meanwhile is picked up within seconds. Needs pip install 'lightning-evolve[serve]'.
+
+  POST /predict    JSON with "text" or "texts"; answers are kept in the run before they leave
+  POST /feedback   JSON with the "id" of an answer and its right "label", for evolve to learn
+  GET  /           a page for people: scores over generations, alarms, a text to try and correct
+  GET  /health     whether it is ready, and with which champion
+  GET  /metrics    for Prometheus
+  GET  /state      what the page shows, as JSON
+
+options:
+  --port N              port to listen on (default: 8000)
+  --host ADDRESS        127.0.0.1 (default), 0.0.0.0 or ::; the last two let other machines ask,
+                        and need a token of 16 or more characters in LIGHTNING_EVOLVE_TOKEN. Where
+                        that is set, clients send Authorization: Bearer TOKEN
+  --rate R              requests a second of each client, with bursts of twice as many; more are
+                        answered by 429 (default: any number on 127.0.0.1, else 100)
+  --max_batch_size N    requests that are predicted for together (default: 32)
+  --batch_timeout S     seconds that the first of a batch waits for others (default: 0.002)
+
+examples:
+  lightning-evolve serve runs/evolution --port 8000
+  export LIGHTNING_EVOLVE_TOKEN=$(openssl rand -hex 16)
+  lightning-evolve serve runs/evolution --host 0.0.0.0
+"""
+
 
 def _evaluate(command: str, what: str) -> str:
     return _EVALUATE.format(command=command, what=what, common=_COMMON)
@@ -198,4 +228,5 @@ USAGE = {
     "evolve": _EVOLVE,
     "history": _HISTORY,
     "rollback": _ROLLBACK,
+    "serve": _SERVE,
 }

@@ -8,7 +8,7 @@ import pytest
 from lightning_evolve import __version__
 from lightning_evolve.cli import main
 
-COMMANDS = ["fit", "validate", "test", "predict", "repeat", "sweep", "export"]
+COMMANDS = ["fit", "validate", "test", "predict", "repeat", "sweep", "export", "serve"]
 
 
 def test_help_and_mistakes_in_the_command_import_nothing_heavy() -> None:

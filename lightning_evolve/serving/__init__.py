@@ -1,0 +1,1 @@
+"""Serving a run: predictions, corrections and a page for people, on LitServe."""
