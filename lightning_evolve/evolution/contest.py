@@ -225,7 +225,8 @@ class Contest:
         sets = {
             name: self._compare(model, rows, costs) for name, rows in (("new", new), ("old", old))
         }
-        verdict = self.evolution.gate.decide(sets["new"], sets["old"])
+        sets["anchor"] = self._beside_anchor(model, costs)
+        verdict = self.evolution.gate.decide(sets["new"], sets["old"], None, sets["anchor"])
         scores = self.state.artifacts.put_json(
             {name: found and found.to_json() for name, found in sets.items()}
         )
@@ -236,16 +237,35 @@ class Contest:
             "scores": scores,
         }
 
-    def _compare(self, model: Model, rows: Mask, costs: tuple[Cost, Cost]) -> Comparison | None:
+    def _beside_anchor(self, model: Model, costs: tuple[Cost, Cost]) -> Comparison | None:
+        """The challenger beside the earliest champion that is kept, on what was old to that one."""
+        journal = self.state.journal
+        number = min(journal.recent_champions(self.evolution.keep))
+        name = journal.generations()[number].model
+        if number >= self.champion.number or name is None:
+            return None
+        earlier = Model.load(self.state.artifacts, name)
+        if earlier.classes != self.classes[: len(earlier.classes)]:
+            return None  # after a rollback the classes may have come in another order
+        rows = self.old & (self.pool.part == "gate") & (self.pool.generation <= number)
+        return self._compare(model, rows, costs, champion=earlier)
+
+    def _compare(
+        self,
+        model: Model,
+        rows: Mask,
+        costs: tuple[Cost, Cost],
+        champion: Model | None = None,
+    ) -> Comparison | None:
         if not rows.any():
             return None
         inputs = self.pool.select(rows)
-        champion, challenger = (
+        usual, challenger = (
             padded(m.predict_encoded(inputs).probabilities, len(self.classes))
-            for m in (self.model, model)
+            for m in (champion or self.model, model)
         )
         return compare(
-            champion,
+            usual,
             challenger,
             self.pool.labels(rows, self.classes).numpy(),
             self.classes,

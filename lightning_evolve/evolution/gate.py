@@ -52,6 +52,9 @@ class Gate:
     *Old data.* The difference in accuracy is no lower than minus ``tolerance``: the point, not its
     bound, which on a small retention set would keep every challenger out.
 
+    *Anchor.* Small losses add up over promotions: beside an earlier champion, on what was old to
+    that one, the same holds as for a class.
+
     *Classes*, on new and on old data. A class of 10 rows moves by 10 points when a single row
     flips, so a recall that is lower by more than ``tolerance`` counts only where the same sign test
     finds more rows lost than gained than chance would have. Over many classes something always
@@ -88,7 +91,11 @@ class Gate:
             raise UsageError(f"confidence is {self.confidence}; give 0.5 or more, such as 0.95")
 
     def decide(
-        self, new: Comparison | None, old: Comparison | None, suspicion: Suspicion | None = None
+        self,
+        new: Comparison | None,
+        old: Comparison | None,
+        suspicion: Suspicion | None = None,
+        anchor: Comparison | None = None,
     ) -> Verdict:
         """Decides on a challenger.
 
@@ -98,11 +105,13 @@ class Gate:
             old: both models on held-out rows of earlier data; None where there are none yet.
             suspicion: of the labels that the challenger learned from; None where their source is
                 trusted.
+            anchor: the challenger beside an earlier champion, on rows that were old to that one.
 
         Returns:
             The verdict: all that speaks against the challenger, or else what speaks for it.
         """
         checks = [*self._new(new), *self._old(old), *self._classes(new, old)]
+        checks += self._anchor(anchor)
         if suspicion is not None:
             checks += [(False, f"suspicious labels: {reason}") for reason in suspicion.reasons]
         against = tuple(reason for good, reason in checks if not good)
@@ -134,6 +143,25 @@ class Gate:
             (
                 difference >= -self.tolerance - 1e-9,
                 f"old data: {_points(difference)} points, allowed {_points(-self.tolerance)}",
+            )
+        ]
+
+    def _anchor(self, anchor: Comparison | None) -> list[tuple[bool, str]]:
+        if anchor is None:
+            return []
+        difference = anchor.accuracy.mean
+        lost = (
+            difference < -self.tolerance - 1e-9
+            and _by_chance(anchor.lost, anchor.gained) <= 1 - self.confidence
+        )
+        if not lost:
+            return []
+        return [
+            (
+                False,
+                f"old data, beside an earlier champion: {_points(difference)} points "
+                f"({anchor.lost} of {anchor.rows} rows lost, {anchor.gained} gained), allowed "
+                f"{_points(-self.tolerance)}",
             )
         ]
 
