@@ -1,6 +1,7 @@
 """What the loop of continuous evolution comes to, beside simpler ways to live with a stream.
 
     python benchmarks/evolution.py experiments/evolution.yaml --seeds 5 --out results
+    python benchmarks/evolution.py experiments/evolution_news.yaml --source FOLDER --out results
 
 Runs the experiment once a seed into ``--out``; what is finished is not run again. Its first source
 is a `Planned` one, and the last of its phases is the drift. All models are tested on the rows of
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from lightning_evolve.cli import main as lightning_evolve
 from lightning_evolve.cli.evolution_parser import build
@@ -78,12 +80,19 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--source", help="in place of the dataset that the experiment names")
     args, options = parser.parse_known_args()
+    config = yaml.safe_load(Path(args.config).read_text())
+    if args.source:
+        config["sources"][0]["init_args"]["source"] = args.source
+    args.out.mkdir(parents=True, exist_ok=True)
+    experiment = args.out / "experiment.yaml"
+    experiment.write_text(yaml.safe_dump(config))
     results = []
     for seed in range(args.seeds):
         run = args.out / f"seed-{seed}"
         if not (run / "tested.json").exists():
-            begun = [f"--config={args.config}", f"--seed={seed}", *options]
+            begun = [f"--config={experiment}", f"--seed={seed}", *options]
             known = (run / "config.yaml").exists()
             code = lightning_evolve(["evolve", f"--run_dir={run}", *([] if known else begun)])
             if code:
