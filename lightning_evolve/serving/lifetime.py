@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import multiprocessing as mp
 import os
 import signal
@@ -50,6 +51,8 @@ def stop_once() -> Callable[[], int]:
         for one in (signal.SIGTERM, signal.SIGINT):
             signal.signal(one, signal.SIG_IGN)
         told.set()
+        # Its monitor stumbles over the processes that end.
+        logging.getLogger("litserve").setLevel(logging.CRITICAL)
         if os.getpid() != me:  # a child that has no handler of its own yet
             sys.exit(0)
         raise KeyboardInterrupt
