@@ -110,6 +110,7 @@ def test_evolution_runs(path, tmp_path, monkeypatch, capsys):
     config["processing"]["near"] = 1.0  # these texts are much alike
     config["pretrained"]["encoder"]["init_args"]["max_length"] = 4
     config["training"] |= {"steps": 2, "first_steps": 2}
+    config["trigger"]["init_args"]["records"] = 10
     Path("small.yaml").write_text(yaml.safe_dump(config))
     assert main(["evolve", "--config", "small.yaml", "--run_dir", "run"]) == 0
     assert "retrain from scratch" in capsys.readouterr().out

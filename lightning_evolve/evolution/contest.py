@@ -69,7 +69,12 @@ class Contest:
             *sorted({*self.pool.label[self.new]} - {*self.model.classes}),
         )
         trials = self._trials()
-        challenger = max((t for t in trials if t["model"]), key=lambda t: t["reward"], default=None)
+        # One that forgets would not pass the gate, however well it does on new rows.
+        challenger = max(
+            (t for t in trials if t["model"]),
+            key=lambda t: (t["forgotten"] <= self.evolution.gate.tolerance, t["reward"]),
+            default=None,
+        )
         result = journal.stage(self.number, "judged", lambda: self._judge(challenger))
         beside: dict[str, Any] = {
             name: journal.stage(self.number, f"beside:{name}", partial(self._beside, name))
@@ -184,6 +189,7 @@ class Contest:
             **trial,
             "model": model.save(self.state.artifacts),
             "reward": self._reward(model),
+            "forgotten": self._forgotten(model),
             "steps": steps,
             "seconds": time.process_time() - began,
         }
@@ -205,6 +211,12 @@ class Contest:
                 right = p[np.arange(len(p)), self.pool.labels(rows, self.classes).numpy()]
                 losses.append(-float(np.log(right.clip(FLOOR)).mean()))
         return -float(np.mean(losses)) if losses else 0.0
+
+    def _forgotten(self, model: Model) -> float:
+        """Accuracy that is lost on old rows to choose by."""
+        rows = self.old & self._tune()
+        before, after = (accuracy_of(m, self.pool, rows) for m in (self.model, model))
+        return before - after if rows.any() else 0.0
 
     def _judge(self, challenger: dict[str, Any] | None) -> dict[str, Any]:
         """Champion and challenger on rows that neither was trained on or chosen by."""

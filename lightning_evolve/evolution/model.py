@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -232,19 +235,12 @@ class Model:
                 f"model {name} is in format {saved.get('format')} and this package reads "
                 f"{FORMAT}: install the version of lightning_evolve that wrote it"
             )
-        recipe, at = saved["encoder"], artifacts
-        encoder = _class(all_encoders, recipe["class"])(**recipe["options"])
-        encoder.restore(
-            Entry(
-                at.tensors(recipe["tensors"]) if recipe["tensors"] else {},
-                at.json(recipe["facts"]) if recipe["facts"] else {},
-            )
-        )
+        encoder = _encoder(artifacts.folder, json.dumps(saved["encoder"], sort_keys=True))
         recipe = saved["learner"]
         spec = {**recipe["spec"], "shape": tuple(recipe["spec"]["shape"])}
         spec["class_names"] = tuple(spec["class_names"])
         learner = _class(all_learners, recipe["class"])(DataSpec(**spec), **recipe["options"])
-        learner.load_state_dict(at.tensors(recipe["tensors"]))
+        learner.load_state_dict(artifacts.tensors(recipe["tensors"]))
         return cls(
             encoder,
             learner.eval(),
@@ -252,6 +248,20 @@ class Model:
             saved["temperature"],
             saved["facts"],
         )
+
+
+@lru_cache(maxsize=4)
+def _encoder(folder: Path, recipe: str) -> Encoder:
+    """An encoder, which champions share: none of them changes it, and it may be large."""
+    saved, artifacts = json.loads(recipe), Artifacts(folder)
+    encoder: Encoder = _class(all_encoders, saved["class"])(**saved["options"])
+    encoder.restore(
+        Entry(
+            artifacts.tensors(saved["tensors"]) if saved["tensors"] else {},
+            artifacts.json(saved["facts"]) if saved["facts"] else {},
+        )
+    )
+    return encoder
 
 
 @contextmanager
