@@ -55,6 +55,7 @@ def build(arguments: list[str], *, print_config: bool = False) -> tuple[Evolutio
         parser.add_class_arguments(kind, name)
     parser.add_argument("--trigger", type=Trigger, default=None)
     parser.add_argument("--trusted", type=list[str], default=[])
+    parser.add_argument("--trust", type=dict[str, float], default={})
     parser.add_argument("--beside", type=list[Baseline], default=[])
     parser.add_argument("--memory", type=int, default=5000)
     parser.add_argument("--keep", type=int, default=5)

@@ -123,8 +123,8 @@ def _champion(directory: Path) -> int:
     return champion.number
 
 
-def _processing(directory: Path) -> dict[str, bool]:
-    """What the run's configuration says of new classes and of private data."""
+def _processing(directory: Path) -> dict[str, Any]:
+    """What the run's configuration says of new classes, of private data and of whom to trust."""
     _, config = read_mapping(
         directory / CONFIG,
         kind="configuration of the run",
@@ -135,6 +135,7 @@ def _processing(directory: Path) -> dict[str, bool]:
     return {
         "new_classes": found.get("new_classes", "admit") == "admit",
         "redact": found.get("redact", True) is not False,
+        "trust": config.get("trust") or {},
     }
 
 

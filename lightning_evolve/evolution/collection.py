@@ -203,7 +203,7 @@ class WatchedFolder(Source):
         before = dict(known)
         records: list[Record] = []
         bad: list[Bad] = []
-        files = self._complete()
+        files = self.complete()
         known = {name: known[name] for name in known if (self.path / name).exists()}
         for path in files:
             try:
@@ -236,7 +236,12 @@ class WatchedFolder(Source):
         if known != before or records or bad:
             yield Read(records, bad, known)
 
-    def _complete(self) -> list[Path]:
+    def complete(self) -> list[Path]:
+        """The files that nobody is writing any more, by name.
+
+        Raises:
+            UsageError: the folder cannot be read.
+        """
         try:
             places = sorted(self.path.iterdir())
         except OSError as error:
@@ -537,6 +542,33 @@ class Feedback(Source):
                 if c.weight > 0
             ]
             yield Read(records, [], chunk[-1].seq)
+
+
+def import_files(journal: Journal, store: FeedbackStore, folder: Path) -> None:
+    """Has the store take the files of corrections that are new or have changed.
+
+    Read again, a file changes nothing, so that a kill in the middle does no harm.
+
+    Args:
+        journal: where it is noted which files have been read, and which of their rows are bad.
+        store: where the corrections go.
+        folder: may be absent; see :meth:`FeedbackStore.import_file` for what is in a file.
+    """
+    known: dict[str, list[int]] = journal.state("corrections") or {}
+    watched = WatchedFolder(str(folder)) if folder.is_dir() else None
+    for path in watched.complete() if watched else []:
+        stamp = _stamp(path)
+        if known.get(path.name) == stamp:
+            continue
+        try:
+            bad = store.import_file(path).bad
+        except UsageError as error:
+            bad = [(path.name, str(error))]
+        known[path.name] = stamp
+        with journal.writing():
+            for place, reason in bad:
+                journal.quarantine("corrections", place, reason)
+            journal.set_state("corrections", known)
 
 
 @dataclass(frozen=True)

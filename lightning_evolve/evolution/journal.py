@@ -157,23 +157,24 @@ class Journal:
         Args:
             records: any; those with the id of one that is there are passed over.
             renew: whether saying again what is there is news, as it is of a correction: a record
-                that is not in use is ``new`` again, and one that is takes a greater weight.
+                that is not in use is ``new`` again, and one that is takes a greater weight. What
+                is held back is new again wherever another source says the same.
 
         Returns:
             How many were added or renewed.
         """
-        statement = (
-            "INSERT INTO records (id, key, time, source, text, label, weight, status)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, 'new') ON CONFLICT (id) DO "
-        )
+        again = "status = 'held' AND source != excluded.source"
         if renew:
-            statement += (
-                "UPDATE SET source = excluded.source, weight = excluded.weight,"
-                " status = CASE WHEN status IN ('kept', 'held') THEN status ELSE 'new' END"
-                " WHERE status NOT IN ('kept', 'held', 'new') OR excluded.weight > weight"
-            )
-        else:
-            statement += "NOTHING"
+            again += " OR status NOT IN ('kept', 'held', 'new')"
+        statement = (
+            "INSERT INTO records (id, key, time, source, text, label, weight, status)"  # noqa: S608
+            " VALUES (?, ?, ?, ?, ?, ?, ?, 'new') ON CONFLICT (id) DO UPDATE SET"
+            # What was held back has never been learned from; what was superseded has.
+            " generation = CASE status WHEN 'held' THEN NULL ELSE generation END,"
+            f" status = CASE WHEN {again} THEN 'new' ELSE status END,"
+            " source = excluded.source, weight = excluded.weight"
+            f" WHERE {again}" + (" OR excluded.weight > weight" if renew else "")
+        )
         changed = 0
         for record in records:
             changed += self._db.execute(

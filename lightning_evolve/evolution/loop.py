@@ -9,13 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lightning_evolve.data.cache import Cache
 from lightning_evolve.data.checks import at_least
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution import baselines
 from lightning_evolve.evolution.baselines import Baseline
-from lightning_evolve.evolution.collection import Feedback, Planned, Source, collect
+from lightning_evolve.evolution.collection import (
+    Feedback,
+    Planned,
+    Source,
+    collect,
+    import_files,
+)
 from lightning_evolve.evolution.contest import Contest, accuracy_of
 from lightning_evolve.evolution.feedback import FeedbackStore
 from lightning_evolve.evolution.gate import Gate
@@ -26,11 +33,12 @@ from lightning_evolve.evolution.optimisation import Optimisation
 from lightning_evolve.evolution.pool import Mask, Pool, encoded
 from lightning_evolve.evolution.pretrained import Pretrained
 from lightning_evolve.evolution.processing import Processing
-from lightning_evolve.evolution.state import SERVICE, State
+from lightning_evolve.evolution.state import CORRECTIONS, SERVICE, State
 from lightning_evolve.evolution.training import Training
 from lightning_evolve.evolution.triggers import Amount, Trigger
 
 _FEWEST = 2  # classes without which there is nothing to tell apart
+_DIRECTIONS = 16  # of the features that the monitoring looks at
 _SERVED = 1000  # predictions in use that are looked at together
 
 
@@ -50,7 +58,9 @@ class Evolution:
         training: how a challenger grows.
         optimisation: how many challengers a generation has, and what is learned from them.
         gate: which challenger is promoted.
-        trusted: sources whose labels are believed whatever they say, such as ``"folder:audited"``.
+        trusted: sources whose labels are believed whatever they say, as shell patterns such as
+            ``"folder:audited"``.
+        trust: weight of the corrections of a source, by its name, 0 to ignore it; others have 1.
         monitor: what watches the predictions in use.
         trigger: when a generation starts.
         memory: most old rows that are replayed, and most that retention is judged by.
@@ -71,6 +81,7 @@ class Evolution:
         optimisation: Optimisation | None = None,
         gate: Gate | None = None,
         trusted: list[str] | None = None,
+        trust: dict[str, float] | None = None,
         monitor: Monitor | None = None,
         trigger: Trigger | None = None,
         memory: int = 5000,
@@ -91,6 +102,7 @@ class Evolution:
         self.optimisation = optimisation or Optimisation()
         self.gate = gate or Gate()
         self.trusted = trusted or []
+        self.trust = trust or {}
         self.monitor = monitor or Monitor()
         self.trigger = trigger or Amount(200)
         self.memory = memory
@@ -129,8 +141,9 @@ class Evolution:
     def gather(self, state: State) -> None:
         """Collects, processes and watches: all that happens between generations."""
         journal = state.journal
-        store = FeedbackStore(state.path / SERVICE)
+        store = FeedbackStore(state.path / SERVICE, trust=self.trust, redact=self.processing.redact)
         try:
+            import_files(journal, store, state.path / CORRECTIONS)
             collect(
                 journal,
                 [*self.sources, Feedback(store)],
@@ -319,7 +332,7 @@ class Evolution:
         predicted = model.predict_encoded(pool.select(rows))
         labels = pool.labels(rows, model.classes).numpy()
         self.monitor.set_reference(
-            predicted.probabilities, predicted.features, labels, model.classes
+            predicted.probabilities, sketched(predicted.features), labels, model.classes
         )
 
     # ---------------------------------------------------------------- founding
@@ -385,3 +398,23 @@ class Evolution:
         kept = {part for model in set(models) if model for part in Model.parts(artifacts, model)}
         kept |= {g.scores for g in generations if g.scores}
         artifacts.prune(kept | set(self.optimisation.artifacts(journal)))
+
+
+def sketched(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Features in a few random directions, for the monitoring to keep and to compare.
+
+    Distances stay about what they are (Johnson and Lindenstrauss 1984), and a test of few
+    dimensions has to be corrected for few.
+
+    Args:
+        features: ``[rows, d]``.
+
+    Returns:
+        ``[rows, 16]``; the same numbers where there are no more than 16 dimensions.
+    """
+    width = features.shape[1]
+    if width <= _DIRECTIONS:
+        return features
+    drawn = np.random.default_rng(0).standard_normal((width, _DIRECTIONS))
+    directions: NDArray[np.float32] = (drawn / np.sqrt(_DIRECTIONS)).astype(np.float32)
+    return np.asarray(features @ directions, np.float32)

@@ -15,6 +15,8 @@ from lightning_evolve.evolution.journal import Journal
 CONFIG = "config.yaml"
 JOURNAL = "journal.sqlite"
 SERVICE = "service.sqlite"
+CORRECTIONS = "corrections"
+"""Folder that files of corrections are put into."""
 _LOCK = ".lock"
 _PATIENCE = 60.0  # seconds that a rollback may take
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from http import HTTPStatus
 from importlib.resources import files
@@ -58,6 +58,7 @@ class Settings:
         batch_timeout: seconds that the first request of a batch waits for others.
         new_classes: whether a correction may name a class that the champion does not know.
         redact: whether e-mail addresses, phone and card numbers leave the texts that are kept.
+        trust: weight of the corrections of a source, by its name.
     """
 
     run: Path
@@ -69,6 +70,7 @@ class Settings:
     batch_timeout: float = 0.002
     new_classes: bool = False
     redact: bool = True
+    trust: dict[str, float] = field(default_factory=dict)
 
 
 class _Server(LitServer):  # type: ignore[misc]
@@ -160,7 +162,7 @@ class Service:
 
     @cached_property
     def _store(self) -> FeedbackStore:
-        return FeedbackStore(self.settings.run / SERVICE)
+        return FeedbackStore(self.settings.run / SERVICE, trust=self.settings.trust)
 
     @cached_property
     def _journal(self) -> Journal:
