@@ -86,15 +86,15 @@ def _remember(known: Path, text: str) -> None:
         with replacing(known) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return
-    if (earlier := known.read_text(encoding="utf-8")) != text:
-        key = _difference(earlier, text)
+    if key := _difference(known.read_text(encoding="utf-8"), text):
         raise UsageError(
             f"{known.parent} was begun with another configuration ({key} differs): leave --config "
             "and options out to go on with it, or give another --run_dir"
         )
 
 
-def _difference(one: str, other: str) -> str:
+def _difference(earlier: str, now: str) -> str | None:
+    """The first key that has changed; one that an earlier version did not have has not."""
     import yaml
 
     def flat(tree: Any, at: str = "") -> dict[str, Any]:
@@ -102,8 +102,8 @@ def _difference(one: str, other: str) -> str:
             return {at: tree}
         return {k: v for n, t in tree.items() for k, v in flat(t, f"{at}.{n}".strip(".")).items()}
 
-    a, b = flat(yaml.safe_load(one)), flat(yaml.safe_load(other))
-    return next((key for key in {**a, **b} if a.get(key) != b.get(key)), "its form")
+    before, after = flat(yaml.safe_load(earlier)), flat(yaml.safe_load(now))
+    return next((key for key in before if before[key] != after.get(key)), None)
 
 
 def _evolve(evolution: Evolution, state: State, last: int | None, *, watch: bool) -> None:
