@@ -35,7 +35,15 @@ from lightning_evolve.reports.files import free, replacing, write_json
 from lightning_evolve.reports.wandb import log_checkpoint
 
 # Imported before parsing, so that YAML may name their classes without the path.
-_PACKAGES = ("modules", "streams", "learners", "meta_learners", "estimators", "rewards", "data")
+_PACKAGES = (
+    "modules",
+    "streams",
+    "learners",
+    "meta_learners",
+    "estimators",
+    "rewards",
+    "data.encoders",
+)
 _TRAINER_DEFAULTS = {
     "logger": False,  # Metrics writes what is logged; --wandb adds a logger
     "inference_mode": False,  # adapting to a held-out task differentiates
