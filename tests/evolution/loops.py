@@ -12,7 +12,7 @@ import numpy as np
 
 from lightning_evolve.data.cache import Cache
 from lightning_evolve.data.encoders import LatentWords
-from lightning_evolve.evolution.collection import Read, Source
+from lightning_evolve.evolution.collection import Planned, Read, Source
 from lightning_evolve.evolution.gate import Gate
 from lightning_evolve.evolution.journal import Generation
 from lightning_evolve.evolution.loop import Evolution
@@ -58,16 +58,20 @@ def poisoned(rows: Sequence[Labelled], share: float, seed: int = 0) -> list[Labe
     ]
 
 
-class Batches(Source):
-    """Batches of texts with labels, one a generation; each batch of one or several sources."""
+class Batches(Planned):
+    """A plan of texts with labels; each batch is of one or several sources."""
 
     def __init__(self, *batches: Sequence[Labelled] | dict[str, Sequence[Labelled]]) -> None:
-        self.name = "batches"
-        self.batches = list(batches)
+        self.name, self.seed = "batches", 0
+        self.plan = list(batches)
+
+    @property
+    def batches(self) -> int:
+        return len(self.plan)
 
     def read(self, position: Any) -> Iterator[Read]:
         done = int(position or 0)
-        for number, batch in enumerate(self.batches[done:], start=done):
+        for number, batch in enumerate(self.plan[done:], start=done):
             parts = batch if isinstance(batch, dict) else {self.name: batch}
             records = [
                 Record(1000.0 * number + n, source, text, label)

@@ -420,7 +420,7 @@ def stored(run, *, scores=True):
 def test_pruning_keeps_the_last_champions_and_what_goes_on(tmp_path):
     run = tmp_path / "run"
     batches = [texts(120, ("sport", "money"), seed=1)]
-    batches += [texts(150, AFTER[: 3 + n], seed=2 + n) for n in range(3)]
+    batches += [texts(240, AFTER[: 3 + n], seed=2 + n) for n in range(3)]
     given = {**learning(), "beside": ["always"]}
     found = lived(run, Batches(*batches), **given)
     assert [g.verdict for g in found] == ["founded", "promoted", "promoted", "promoted"]
@@ -469,10 +469,12 @@ def test_a_rollback_while_the_loop_rests(tmp_path):
         assert len(list(loop.run(state))) == 2
         with state.resting():
             assert main(["rollback", str(run)]) == 0
-        loop.sources[0].batches.append(texts(100, seed=10))
+        loop.sources[0].plan.append(texts(60, seed=10))
         list(loop.run(state))
         seen = state.journal.state("monitor")
-    assert seen is None or seen["windows"]["classes"]["reference"] == []
+        assert state.journal.champion().number == 0
+    assert len(seen["windows"]["classes"]["current"]) == 60
+    assert not seen["windows"]["classes"]["reference"]
 
 
 # ------------------------------------------------------------------------------------ alarms
