@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sqlite3
 import tempfile
 import time
@@ -60,9 +59,9 @@ def run(command: str, arguments: list[str]) -> int:
         evolution, text = build(rest, print_config="--print_config" in flags)
         if "--dry-run" in flags or "--dry_run" in flags:
             return _dry_run(evolution, path)
-        from lightning_evolve.evolution.state import State
+        from lightning_evolve.evolution.state import State, alone
 
-        with State(path, write=True) as state:
+        with alone(path), State(path, write=True) as state:
             _remember(known, text)
             print(f"run directory: {path}", flush=True)
             last = None if generations is None else int(generations)
@@ -178,6 +177,7 @@ def _report(state: State) -> None:
 
 def _dry_run(evolution: Evolution, path: Path) -> int:
     """Says what would happen, on a copy that is thrown away."""
+    from lightning_evolve.evolution.artifacts import Artifacts
     from lightning_evolve.evolution.state import JOURNAL, SERVICE, State
 
     with tempfile.TemporaryDirectory() as folder:
@@ -185,19 +185,21 @@ def _dry_run(evolution: Evolution, path: Path) -> int:
         for name in (JOURNAL, SERVICE):
             if (path / name).exists():
                 _backup(path / name, copy / name)
-        if (path / "artifacts").exists():
-            shutil.copytree(path / "artifacts", copy / "artifacts")
         with State(copy, write=True) as state:
+            state.artifacts = Artifacts(path / "artifacts")  # which are only read
             for sentence in evolution.forecast(state):
                 print(sentence)
     return 0
 
 
 def _backup(source: Path, target: Path) -> None:
+    from lightning_evolve.evolution.journal import told
+
     # SQLite's own copying, as another process may be writing.
-    one, other = sqlite3.connect(source), sqlite3.connect(target)
-    try:
-        one.backup(other)
-    finally:
-        one.close()
-        other.close()
+    with told(source):
+        one, other = sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True), sqlite3.connect(target)
+        try:
+            one.backup(other)
+        finally:
+            one.close()
+            other.close()

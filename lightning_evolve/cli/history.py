@@ -79,6 +79,7 @@ def _rollback(path: Path, to: str | None) -> int:
 
     if not path.is_dir():
         raise UsageError(f"there is no run {path}; name the directory of a run of evolve")
+    State(path).close()  # or else it would be made
     with State(path, write=True) as state:
         journal = state.journal
         champion = journal.champion()
@@ -88,7 +89,11 @@ def _rollback(path: Path, to: str | None) -> int:
         generations = journal.generations()
         target = generations[number] if number is not None and number < len(generations) else None
         if target is None or not target.model or target.number == champion.number:
-            there = [str(g.number) for g in generations if g.model and g.number != champion.number]
+            there = [
+                str(g.number)
+                for g in generations
+                if g.model and g.number != champion.number and state.artifacts.path(g.model).exists()
+            ]
             raise UsageError(
                 f"generation {to or 'before it'} is none that champion {champion.number} can be "
                 f"rolled back to; there {'are' if there else 'is'} {', '.join(there) or 'none'}"

@@ -38,6 +38,9 @@ class Artifacts:
 
         Returns:
             The artifact's name.
+
+        Raises:
+            UsageError: the folder cannot be written, or the disk is full.
         """
         # In one order, so that the same tensors are the same bytes.
         return self._put(
@@ -53,6 +56,9 @@ class Artifacts:
 
         Returns:
             The artifact's name.
+
+        Raises:
+            UsageError: the folder cannot be written, or the disk is full.
         """
         text = json.dumps(content, sort_keys=True, allow_nan=False, ensure_ascii=False)
         return self._put(text.encode(), ".json")
@@ -102,11 +108,18 @@ class Artifacts:
         name = hashlib.sha256(content).hexdigest() + suffix
         path = self.path(name)
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # it must outlive the journal's entry that names it
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(path) as temporary, temporary.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())  # it must outlive the journal's entry that names it
+            except OSError as error:
+                reason = (error.strerror or str(error)).lower()
+                raise UsageError(
+                    f"cannot write to {self.folder} ({reason}): free some space or mend its "
+                    "permissions, and start again; nothing that was acknowledged is lost"
+                ) from error
         return name
 
     def _get(self, name: str) -> bytes:

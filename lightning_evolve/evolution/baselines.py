@@ -12,7 +12,7 @@ from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution.model import Model
 from lightning_evolve.evolution.pool import Pool
 from lightning_evolve.evolution.pretrained import Pretrained
-from lightning_evolve.evolution.training import Training
+from lightning_evolve.evolution.training import DivergedError, Training
 
 Baseline = Literal["never", "always", "scratch"]
 """``never`` keeps the founding champion; ``always`` trains on by the configured update, with
@@ -61,7 +61,7 @@ def advance(
 
     Args:
         name: which one.
-        model: what it had before.
+        model: what it had before, and keeps where its training diverges.
         pool: the records so far, those of this generation the last.
         pretrained: what it begins from.
         training: the inner loop.
@@ -71,6 +71,22 @@ def advance(
     if name == "never":
         return Advanced(model, 0.0)
     began = time.process_time()
+    try:
+        trained = _trained(name, model, pool, pretrained, training, cache, seed)
+    except DivergedError:
+        trained = model
+    return Advanced(trained, time.process_time() - began)
+
+
+def _trained(
+    name: Baseline,
+    model: Model,
+    pool: Pool,
+    pretrained: Pretrained,
+    training: Training,
+    cache: Cache,
+    seed: tuple[int, ...],
+) -> Model:
     usable = pool.labelled  # also what the loop holds back: simpler ways do not ask
     learned = usable & (pool.part == "train")
     now = pool.generation == pool.generation.max()
@@ -81,17 +97,15 @@ def advance(
         old = pool.examples(learned & ~now, wider.classes)
         grown = training.grow(wider, new, old, seed=seed)[0] if len(new) else wider
         tune = usable & now & (pool.part == "tune")
-        trained = grown.calibrated(pool.select(tune), pool.labels(tune, grown.classes))
-    else:
-        order = np.flatnonzero(learned)
-        fresh = pretrained.model([pool.text[n] for n in order], classes, seed[0])
-        first = int((learned & (pool.generation == pool.generation.min())).sum())
-        steps = round(training.first_steps * len(order) / max(1, first))
-        rows = pool
-        if fresh.encoder.learns:  # it has learned other words, and encodes all rows anew
-            rows = pool.encoded_by(fresh, cache)
-        new = rows.examples(learned, fresh.classes)
-        grown = training.grow(fresh, new, steps=steps, seed=seed)[0]
-        tune = usable & (pool.part == "tune")
-        trained = grown.calibrated(rows.select(tune), rows.labels(tune, grown.classes))
-    return Advanced(trained, time.process_time() - began)
+        return grown.calibrated(pool.select(tune), pool.labels(tune, grown.classes))
+    order = np.flatnonzero(learned)
+    fresh = pretrained.model([pool.text[n] for n in order], classes, seed[0])
+    first = int((learned & (pool.generation == pool.generation.min())).sum())
+    steps = round(training.first_steps * len(order) / max(1, first))
+    rows = pool
+    if fresh.encoder.learns:  # it has learned other words, and encodes all rows anew
+        rows = pool.encoded_by(fresh, cache)
+    new = rows.examples(learned, fresh.classes)
+    grown = training.grow(fresh, new, steps=steps, seed=seed)[0]
+    tune = usable & (pool.part == "tune")
+    return grown.calibrated(rows.select(tune), rows.labels(tune, grown.classes))

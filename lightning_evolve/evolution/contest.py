@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from lightning_evolve.evolution.journal import Generation
 from lightning_evolve.evolution.model import Model
 from lightning_evolve.evolution.pool import Mask, Pool
 from lightning_evolve.evolution.state import State
-from lightning_evolve.evolution.suspicion import Judged, Suspicion, suspect
+from lightning_evolve.evolution.suspicion import FEWEST, Judged, Suspicion, suspect
 from lightning_evolve.evolution.training import DivergedError
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ class Contest:
         # All that is measured of the champion before anything is learned, poison included.
         arriving = journal.stage(self.number, "arriving", self._arriving)
         found = journal.stage(self.number, "suspicion", self._suspicions)
-        suspicions = {source: Suspicion.from_json(s) for source, s in found.items()}
-        self._hold([source for source, s in suspicions.items() if s.suspect])
+        suspicions = {name: Suspicion.from_json(looked["found"]) for name, looked in found.items()}
+        self._hold([seq for looked in found.values() for seq in looked["held"]])
         usable = self.pool.kept
         self.new = usable & (self.pool.generation > self.champion.number)
         self.old = usable & ~self.new
@@ -82,8 +83,8 @@ class Contest:
         }
         verdict = Verdict.from_json(result["verdict"])
         reasons = list(verdict.reasons)
-        for source, suspicion in suspicions.items():
-            reasons += [f"{source} is held back: {reason}" for reason in suspicion.reasons]
+        for name, suspicion in suspicions.items():
+            reasons += [f"{name} is held back: {reason}" for reason in suspicion.reasons]
         self._close(verdict.promote, reasons, challenger, trials, result, beside, arriving)
 
     # ---------------------------------------------------------------- steps
@@ -97,44 +98,59 @@ class Contest:
         return {name: finite(value) for name, value in found.items()}
 
     def _suspicions(self) -> dict[str, Any]:
-        """Looks at the labels of each source that is not trusted."""
+        """Looks at the labels of each source that is not trusted; names the rows to hold back."""
         pool, known = self.pool, self.pool.kept
         held_out = known & (pool.part != "train") & (pool.generation <= self.champion.number)
         trusted = pool.sample(held_out, _ROWS)
         classes = (*self.model.classes, *sorted({*pool.label[known]} - {*self.model.classes}))
-        sources = [
-            source
-            for source in dict.fromkeys(pool.source[self.now].tolist())
-            if not any(fnmatchcase(source, pattern) for pattern in self.evolution.trusted)
-        ]
         reference = self._judged(trusted, classes)
-        return {
-            source: suspect(
-                self._judged(known & self.now & (pool.source == source), classes),
-                reference,
-                classes,
-                seed=self.evolution.seed,
-            ).to_json()
-            for source in sources
-        }
+        looked = {}
+        for name, rows in self._untrusted():
+            found = suspect(
+                self._judged(rows, classes), reference, classes, seed=self.evolution.seed
+            )
+            held = pool.seq[rows].tolist() if found.suspect else []
+            looked[name] = {"found": found.to_json(), "held": held}
+        return looked
+
+    def _untrusted(self) -> Iterator[tuple[str, Mask]]:
+        """Rows that are looked at together, with a name.
+
+        Of few rows nothing can be told. So those of a source that come little by little are looked
+        at with the ones of it that no champion has learned yet; and if that does not do, sources
+        are taken together, as one who gives many names is none of them for long.
+        """
+        pool = self.pool
+        unlearned = pool.kept & (pool.generation > self.champion.number)
+        few: list[str] = []
+        for source in dict.fromkeys(pool.source[self.now].tolist()):
+            if any(fnmatchcase(source, pattern) for pattern in self.evolution.trusted):
+                continue
+            rows = unlearned & (pool.source == source)
+            if (rows & self.now).sum() >= FEWEST:
+                rows &= self.now
+            if rows.sum() < FEWEST:
+                few.append(source)
+            else:
+                yield source, rows
+        if few:
+            yield "; ".join(few[:3]) + "; ..." * (len(few) > 3), unlearned & np.isin(pool.source, few)
 
     def _judged(self, rows: Mask, classes: tuple[str, ...]) -> Judged:
         predicted = self.model.predict_encoded(self.pool.select(rows))
         labels = self.pool.labels(rows, classes).numpy()
         return Judged(padded(predicted.probabilities, len(classes)), labels, predicted.features)
 
-    def _hold(self, sources: list[str]) -> None:
-        """Keeps rows of this generation out of everything, held-out ones too."""
-        held = self.now & np.isin(self.pool.source, sources)
+    def _hold(self, seqs: list[int]) -> None:
+        """Keeps rows out of everything, held-out ones too."""
+        held = self.pool.kept & np.isin(self.pool.seq, seqs)
         if not held.any():
             return
         with self.state.journal.writing():
-            for source in sources:
-                self.state.journal.execute(
-                    "UPDATE records SET status = 'held' WHERE generation = ? AND source = ?"
-                    " AND status = 'kept'",
-                    (self.number, source),
-                )
+            self.state.journal.execute_many(
+                "UPDATE records SET status = 'held' WHERE seq = ?",
+                [(seq,) for seq in self.pool.seq[held].tolist()],
+            )
         self.pool.kept &= ~held
 
     def _trials(self) -> list[dict[str, Any]]:
@@ -353,7 +369,7 @@ class Contest:
         if promote:
             assert challenger is not None, "something was promoted"
             model = Model.load(self.state.artifacts, challenger["model"])
-            evolution.watch_from(model, self.pool, self._tune())
+            evolution.watch_from(self.state, model, self.pool, self._tune())
         learned = evolution.optimisation.learn(
             journal,
             self.state.artifacts,

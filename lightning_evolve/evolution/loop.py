@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
@@ -23,10 +24,10 @@ from lightning_evolve.evolution.collection import (
     collect,
     import_files,
 )
-from lightning_evolve.evolution.contest import Contest, accuracy_of
+from lightning_evolve.evolution.contest import Contest, accuracy_of, finite
 from lightning_evolve.evolution.feedback import FeedbackStore
 from lightning_evolve.evolution.gate import Gate
-from lightning_evolve.evolution.journal import Generation
+from lightning_evolve.evolution.journal import Generation, Journal
 from lightning_evolve.evolution.model import Model
 from lightning_evolve.evolution.monitoring import Alarm, Monitor
 from lightning_evolve.evolution.optimisation import Optimisation
@@ -109,6 +110,7 @@ class Evolution:
         self.keep = keep
         self.beside = beside or []
         self.seed = seed
+        self._unwatched = deepcopy(self.monitor.state_dict())
         self.cache = Cache()
 
     # ---------------------------------------------------------------- the loop
@@ -122,13 +124,17 @@ class Evolution:
         Yields:
             Each generation when it is finished; ends when none is due.
         """
+        if self.unfinished(state) is None:
+            self._prune(state)  # a kill may have come between a generation's end and this
         while True:
             number = self.unfinished(state)
             if number is None:
                 self.gather(state)
                 reason = self.due(state)
                 if reason is None:
-                    return
+                    if not self._waits(state.journal):
+                        return
+                    continue
                 number = self.open(state, reason)
             self.advance(state, number)
             yield state.journal.generations()[number]
@@ -137,6 +143,17 @@ class Evolution:
         """Number of the generation that is in progress, None where there is none."""
         generations = state.journal.generations()
         return len(generations) - 1 if generations and not generations[-1].finished else None
+
+    def _waits(self, journal: Journal) -> bool:
+        """Lets the next batch of a plan come, where one has started nothing and more is planned."""
+        more = any(
+            isinstance(source, Planned) and int(journal.position(source.name) or 0) < source.batches
+            for source in self.sources
+        )
+        if more:
+            with journal.writing():
+                journal.set_state("waited", (journal.state("waited") or 0) + 1)
+        return more
 
     def gather(self, state: State) -> None:
         """Collects, processes and watches: all that happens between generations."""
@@ -148,7 +165,7 @@ class Evolution:
                 journal,
                 [*self.sources, Feedback(store)],
                 redact=self.processing.redact,
-                batches=len(journal.generations()) + 1,
+                batches=len(journal.generations()) + 1 + (journal.state("waited") or 0),
             )
             champion = journal.champion()
             known = champion and champion.model and self._classes(state, champion.model)
@@ -173,7 +190,21 @@ class Evolution:
             for detail in journal.alarms(pending=True)
         ]
         since = generations[-1].started if generations else self._began(state)
-        return self.trigger.due(pending, time.time(), since, alarms)
+        reason = self.trigger.due(pending, time.time(), since, alarms)
+        return None if not generations and self._lacking(journal) else reason
+
+    @staticmethod
+    def _lacking(journal: Journal) -> str | None:
+        """What the first champion cannot be made without; None where all is there."""
+        rows = journal.execute("SELECT label, part FROM records WHERE status = 'kept'").fetchall()
+        classes = len({row["label"] for row in rows})
+        train = sum(row["part"] == "train" for row in rows)
+        if classes >= _FEWEST and train:
+            return None
+        return (
+            f"the first champion needs {_FEWEST} classes and a training row: {len(rows)} records "
+            f"have {classes} and {train}"
+        )
 
     def _began(self, state: State) -> float:
         began = state.journal.state("began")
@@ -243,7 +274,8 @@ class Evolution:
             ).fetchall()
             yield "pending: " + (", ".join(f"{n} {status}" for status, n in counts) or "nothing")
             if (due := self.due(state)) is None:
-                yield "no generation is due"
+                lacking = None if journal.generations() else self._lacking(journal)
+                yield "no generation is due" + (f": {lacking}" if lacking else "")
                 return
             reason = due
             number = self.open(state, reason)
@@ -317,18 +349,20 @@ class Evolution:
         return self.monitor.observe(predictions[-1].time, probabilities, None, unknown, classes)
 
     def _resume_monitor(self, state: State) -> None:
+        # What the journal says alone counts, also where a rollback has made it forget.
         saved = state.journal.state("monitor")
-        if saved is not None:
-            self.monitor.load_state_dict(saved)
+        self.monitor.load_state_dict(deepcopy(self._unwatched) if saved is None else saved)
 
-    def watch_from(self, model: Model, pool: Pool, rows: Mask) -> None:
+    def watch_from(self, state: State, model: Model, pool: Pool, rows: Mask) -> None:
         """Sets what is expected of a new champion.
 
         Args:
+            state: of the run.
             model: the champion.
             pool: records.
             rows: which of them it was chosen by.
         """
+        self._resume_monitor(state)
         predicted = model.predict_encoded(pool.select(rows))
         labels = pool.labels(rows, model.classes).numpy()
         self.monitor.set_reference(
@@ -347,11 +381,6 @@ class Evolution:
         ).fetchall()
         classes = sorted({row["label"] for row in rows})
         texts = [row["text"] for row in rows if row["part"] == "train"]
-        if len(classes) < _FEWEST or not texts:
-            raise UsageError(
-                f"the first {len(rows)} records have {len(classes)} classes and {len(texts)} "
-                "training rows: the first champion needs 2 classes; let the trigger wait for more"
-            )
         began = time.process_time()
         start = self.pretrained.model(texts, classes, self.seed)
         pool = Pool(journal, start, self.cache, number)
@@ -363,9 +392,9 @@ class Evolution:
         model = grown.calibrated(pool.select(tune), pool.labels(tune, grown.classes))
         model.facts |= {"generation": number, "steps": steps}
         name = model.save(state.artifacts)
-        self.watch_from(model, pool, tune)
+        self.watch_from(state, model, pool, tune)
         held_out = pool.part == "gate"
-        accuracy = accuracy_of(model, pool, held_out)
+        accuracy = finite(accuracy_of(model, pool, held_out))
         seconds = time.process_time() - began
         summary = {
             "records": len(pool),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ class Optimisation:
         self.sigma = sigma
         self.beta = beta
         self.proposer = proposer
+        self._unlearned = deepcopy(proposer.state_dict()) if proposer else None
 
     def plan(self, journal: Journal, training: Training, seed: tuple[int, int]) -> list[Trial]:
         """What a generation tries.
@@ -174,7 +176,7 @@ class Optimisation:
         return outer
 
     def _proposer(self, journal: Journal) -> Proposer | None:
-        saved = journal.state(_PROPOSER)
-        if self.proposer is not None and saved is not None:
-            self.proposer.load_state_dict(saved)
+        # What the journal says alone counts: an attempt that failed may have taught it already.
+        if self.proposer is not None and self._unlearned is not None:
+            self.proposer.load_state_dict(journal.state(_PROPOSER) or deepcopy(self._unlearned))
         return self.proposer

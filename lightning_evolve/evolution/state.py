@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution.artifacts import Artifacts
-from lightning_evolve.evolution.journal import Journal
+from lightning_evolve.evolution.journal import Journal, told
 
 CONFIG = "config.yaml"
 JOURNAL = "journal.sqlite"
 SERVICE = "service.sqlite"
 CORRECTIONS = "corrections"
 """Folder that files of corrections are put into."""
-_LOCK = ".lock"
+_LOCK, _LOOP = ".lock", ".evolve.lock"
 _PATIENCE = 60.0  # seconds that a rollback may take
 
 
@@ -40,28 +41,13 @@ class State:
         self.path = path
         self._lock = FileLock(path / _LOCK)
         if write:
-            self._hold()
+            _hold(self._lock)
         try:
             self.journal = Journal(path / JOURNAL, create=write)
         except BaseException:
             self._lock.release()
             raise
         self.artifacts = Artifacts(path / "artifacts")
-
-    def _hold(self, patience: float = 0.0) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=patience)
-        except Timeout as error:
-            raise UsageError(
-                f"another process writes {self.path}: wait for it, stop it, or give another "
-                "--run_dir"
-            ) from error
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise UsageError(
-                f"cannot write to {self.path}: {reason}; choose another --run_dir"
-            ) from error
 
     @contextmanager
     def resting(self) -> Iterator[None]:
@@ -74,7 +60,7 @@ class State:
         try:
             yield
         finally:
-            self._hold(_PATIENCE)
+            _hold(self._lock, _PATIENCE)
 
     def close(self) -> None:
         """Closes the journal and gives the lock back."""
@@ -84,5 +70,40 @@ class State:
     def __enter__(self) -> State:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
+        if isinstance(error, sqlite3.Error):  # of a read, which no transaction has told about
+            with told(self.path / JOURNAL):
+                raise error
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Lets one loop at a time have a directory, also while its state is resting.
+
+    Args:
+        path: the directory, made where there is none.
+
+    Raises:
+        UsageError: another loop has it.
+    """
+    lock = FileLock(path / _LOOP)
+    _hold(lock)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _hold(lock: BaseFileLock, patience: float = 0.0) -> None:
+    path = Path(lock.lock_file).parent
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=patience)
+    except Timeout as error:
+        raise UsageError(
+            f"another process writes {path}: wait for it, stop it, or give another --run_dir"
+        ) from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(f"cannot write to {path}: {reason}; choose another --run_dir") from error
