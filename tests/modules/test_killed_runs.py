@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_evolve.cli import main
+from tests.processes import Forked
 
 KILLS = int(os.environ.get("KILLS", "3"))
 CONFIG = """
@@ -43,25 +43,6 @@ trainer: {{max_epochs: 3, accelerator: cpu, log_every_n_steps: 1}}
 """
 
 
-def start(arguments: list[str]) -> int:
-    """Runs the command in a fork: the parent's imports save each start its five seconds."""
-    process = os.fork()
-    if process == 0:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        code = 1
-        try:
-            code = main(arguments)
-        finally:
-            os._exit(code)
-    return process
-
-
-def wait(process: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-
-
 def written(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -76,22 +57,29 @@ def written(path: Path) -> int:
     ],
 )
 def test_killed_and_resumed(tmp_path, theta, estimator):
-    torch.set_num_threads(1)  # threads do not survive a fork
     config = tmp_path / "c.yaml"
     config.write_text(CONFIG.format(theta=theta, estimator=estimator))
-    options = ["fit", "--config", str(config), "--run_dir"]
-    assert wait(start([*options, str(tmp_path / "whole")])) == 0
+
+    def fit(*options):
+        return Forked("fit", "--config", "c.yaml", *options, cwd=tmp_path)
+
+    def finish(process):
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+
+    finish(fit("--run_dir=whole"))
     moments = random.Random(0)
     # By progress and not by the clock, which a busy machine stretches; then some moment more.
     for rows in sorted(moments.sample(range(3, 50), KILLS)):
-        process = start([*options, str(tmp_path / "killed"), "--ckpt_path", "last"])
+        process = fit("--run_dir=killed", "--ckpt_path=last")
         while written(tmp_path / "killed" / "metrics.csv") < rows:
-            assert os.waitpid(process, os.WNOHANG) == (0, 0), "it ended before it was killed"
+            assert process.poll() is None, "it ended before it was killed"
             time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.1))
-        os.kill(process, signal.SIGKILL)
-        assert wait(process) == -signal.SIGKILL
-    assert wait(start([*options, str(tmp_path / "killed"), "--ckpt_path", "last"])) == 0
+        process.kill()
+        process.join()
+        assert process.returncode == -signal.SIGKILL
+    finish(fit("--run_dir=killed", "--ckpt_path=last"))
     for name in ("last", "best"):
         whole, killed = (
             torch.load(tmp_path / run / "checkpoints" / f"{name}.ckpt", weights_only=True)
