@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+import lightning_evolve.cli.lightning_cli  # noqa: F401 - so that no fork has to
 from lightning_evolve.cli import main
 
 ROOT = Path(__file__).parents[1]
