@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def _file() -> int:
+    number, name = tempfile.mkstemp()
+    os.unlink(name)
+    return number
+
+
 class Forked(multiprocessing.get_context("fork").Process):
     """A command that has begun, with as much of the interface of Popen as tests have use for.
 
@@ -33,10 +40,10 @@ class Forked(multiprocessing.get_context("fork").Process):
     def __init__(
         self, *arguments: str, cwd: Path, variables: Mapping[str, str] | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(daemon=True)  # none outlives the tests
         self.arguments, self.cwd, self.variables = arguments, cwd, variables or {}
         torch.set_num_threads(1)  # threads do not survive a fork
-        self._outputs = [os.memfd_create(name) for name in ("out", "err")]
+        self._outputs = [_file(), _file()]
         self.start()
 
     def run(self) -> None:
@@ -61,7 +68,9 @@ class Forked(multiprocessing.get_context("fork").Process):
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Waits for the end; gives what was written to standard output and error."""
         self.join(timeout)
-        assert self.exitcode is not None, "it goes on for too long"
+        if self.exitcode is None:
+            self.kill()
+            raise TimeoutError(f"{' '.join(self.arguments)} goes on for too long")
         out, err = (os.pread(file, 1 << 24, 0).decode() for file in self._outputs)
         return out, err
 

@@ -21,7 +21,7 @@ def start(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]
     environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, "-m", "lightning_evolve", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment, check=False, timeout=120
+        command, capture_output=True, text=True, env=environment, check=False, timeout=240
     )
 
 
@@ -50,7 +50,7 @@ def test_two_processes_share_one_directory_and_one_of_them_logs(tiny) -> None:
     options.append("--run_dir=runs/tiny-2")
     predict = ["predict", "--config", "tiny.yaml", *options]
     process = Forked(*predict, cwd=tiny, variables={"PYTHONPATH": PATH})
-    out, err = process.communicate(120)
+    out, err = process.communicate(240)
     assert process.returncode == 0, err
     # Both processes of this stand-in see all tasks; a real stream shares them out.
     assert "54 predictions in runs/tiny-2/predictions.csv" in out

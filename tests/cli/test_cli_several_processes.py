@@ -76,8 +76,11 @@ def torchrun(folder, processes, *options):
     )
 
 
-def finish(process, seconds=120):
-    out, err = process.communicate(timeout=seconds)
+def finish(process, seconds=240):
+    try:
+        out, err = process.communicate(timeout=seconds)
+    finally:
+        process.kill()  # where it goes on for too long
     return process.returncode, out, err
 
 
@@ -173,7 +176,7 @@ def alive(process: int) -> bool:
         return False
 
 
-def wait_for_rows(run, rows, process, seconds=60):
+def wait_for_rows(run, rows, process, seconds=200):
     end = time.monotonic() + seconds
     path = run / "metrics.csv"
     while not path.exists() or path.read_bytes().count(b"\n") < rows:
@@ -197,10 +200,10 @@ def test_a_rank_that_dies_ends_the_run(folder, launcher, victim):
     assert len(ranks) == 2
     os.kill(ranks[victim], signal.SIGKILL)
     began = time.monotonic()
-    code, _, _ = finish(process, 60)
+    code, _, _ = finish(process)
     assert code != 0
     while any(map(alive, ranks)):
-        assert time.monotonic() - began < 60, "the other process went on"
+        assert time.monotonic() - began < 240, "the other process went on"
         time.sleep(0.05)
     step, _ = ended(folder / name)
     assert step >= 20

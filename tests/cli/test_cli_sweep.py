@@ -89,6 +89,12 @@ def fits(monkeypatch) -> list[dict[str, Any]]:
     return calls
 
 
+@pytest.fixture
+def no_map(monkeypatch) -> None:
+    """Leaves out the heat map, which takes most of the time of a sweep whose runs end at once."""
+    monkeypatch.setattr("lightning_evolve.reports.heat_map.plot_heat_map", lambda *_: None)
+
+
 def record(directory: str = "runs/s-sweep") -> dict[str, Any]:
     return json.loads(Path(directory, "sweep.json").read_text())
 
@@ -201,6 +207,7 @@ def test_a_sweep_and_what_it_says(call, write, fits) -> None:
     assert "seed_everything" not in lines[shown + 3]
 
 
+@pytest.mark.usefixtures("no_map")
 def test_a_grid_goes_through_all_with_several_seeds(call, write, fits) -> None:
     file = write(method="grid", parameters=values(0.1, 0.2))
     assert call("sweep", file, "--seeds", "2", "--run_dir=all", "--wandb").code == 0
@@ -209,6 +216,7 @@ def test_a_grid_goes_through_all_with_several_seeds(call, write, fits) -> None:
     assert fits[1]["arguments"][-3:-1] == ["--seed=1", "--wandb=offline"]
 
 
+@pytest.mark.usefixtures("no_map")
 def test_run_cap_and_count(call, write, fits) -> None:
     call("sweep", write(run_cap=2))
     assert len(fits) == 2
@@ -217,6 +225,7 @@ def test_run_cap_and_count(call, write, fits) -> None:
     assert Path("runs/s-sweep-2/run-002").is_dir()
 
 
+@pytest.mark.usefixtures("no_map")
 def test_the_seed_may_be_what_varies(call, write, fits) -> None:
     both = {**values(0.1), "seed_everything": {"values": [3, 5]}}
     got = call("sweep", write(method="grid", parameters=both))
@@ -228,6 +237,7 @@ def test_the_seed_may_be_what_varies(call, write, fits) -> None:
     assert "--seed_everything=3\n" in got.out
 
 
+@pytest.mark.usefixtures("no_map")
 def test_a_run_that_fails(call, write, fits) -> None:
     file = write(method="grid", parameters=values(0.1, 0.5, 0.2))
     got = call("sweep", file)
@@ -240,6 +250,7 @@ def test_a_run_that_fails(call, write, fits) -> None:
     assert [c["arguments"][-1][-3:] for c in fits] == ["000", "001", "002", "001"]
 
 
+@pytest.mark.usefixtures("no_map")
 def test_an_interrupted_sweep_says_how_to_go_on(call, write, fits, monkeypatch) -> None:
     class Interrupting(command.Runner):
         def _over(self, trial) -> None:
@@ -263,6 +274,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(call, write, fits, monkeypatch) 
     assert len(fits) == 6
 
 
+@pytest.mark.usefixtures("no_map")
 def test_another_sweep_cannot_go_on_in_its_place(call, write, fits) -> None:
     call("sweep", write(), "--count=1", "--run_dir=here")
     assert (
