@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_evolve.cli import main
 from tests.modules.small import difference
 from tests.processes import ROOT, Forked, free_port
 
@@ -102,8 +103,10 @@ def table(run):
 
 @pytest.fixture(scope="module")
 def alone(folder):
-    code, _, err = finish(fit(folder, "--run_dir=alone"))
-    assert code == 0, err
+    # In this process, so that what it imports need not be imported in each fork.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["fit", "--config=small.yaml", "--run_dir=alone"]) == 0
     return folder / "alone"
 
 
@@ -185,6 +188,7 @@ def wait_for_rows(run, rows, process, seconds=200):
         time.sleep(0.02)
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
     ("launcher", "victim"), [("lightning", 1), ("lightning", 0), ("torchrun", 0)]
 )
