@@ -335,7 +335,7 @@ def test_evolution_strategies_are_unbiased():
                     ).phi.values()
                 ]
             )
-            for i in range(600)
+            for i in range(200)
         ]
     )
     error = draws.std(dim=0) / len(draws) ** 0.5
