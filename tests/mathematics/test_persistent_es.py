@@ -55,8 +55,8 @@ def test_the_mean_over_an_episode_is_unbiased_and_that_of_truncated_es_is_not():
         error = got.std(dim=0) / len(got) ** 0.5
         return float(((got.mean(dim=0) - exact).abs() / error).max())
 
-    assert standard_errors_off(draws(episode, 400)) < 4
-    assert standard_errors_off(draws(episode, 400, forgets=True)) > 8
+    assert standard_errors_off(draws(episode, 300)) < 4
+    assert standard_errors_off(draws(episode, 300, forgets=True)) > 8
 
 
 def test_particles_go_on_from_where_they_are_until_the_horizon():

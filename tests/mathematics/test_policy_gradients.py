@@ -115,7 +115,7 @@ def gauss_hermite(nodes, dimensions):
 
 
 def test_reinforce_is_unbiased_for_the_smoothed_reward():
-    episode, sigma = make_episode(TwoGains), 0.5
+    episode, sigma = make_episode(TwoGains), 1.2
     phi = episode.meta_learner.log_gains
     center, exact = phi.detach().clone(), torch.zeros(2, dtype=torch.float64)
     for z, weight in gauss_hermite(12, 2):
@@ -124,7 +124,7 @@ def test_reinforce_is_unbiased_for_the_smoothed_reward():
         exact += weight * float(play(episode)[0]) * torch.from_numpy(z) / sigma
     with torch.no_grad():
         phi.copy_(center)
-    draws = estimates(Reinforce(sigma=sigma, population=4), episode, 900)
+    draws = estimates(Reinforce(sigma=sigma, population=4), episode, 300)
     assert (errors(draws, exact) < 4).all()
     # Wrong variants that the same check must find.
     assert (errors(0.75 * draws, exact) > 4).any(), "a baseline that includes the run itself"
@@ -197,7 +197,7 @@ def test_actor_critic_is_unbiased_whatever_the_critic_says(walked):
     value = expected_return(walked, gamma)
     exact = torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, list(phi.values()))])
     options = dict(rollouts=20, gamma=gamma, value_weight=0.0)
-    draws = estimates(ActorCritic(gae_lambda=1.0, **options), walked, 140, POLICY)
+    draws = estimates(ActorCritic(gae_lambda=1.0, **options), walked, 100, POLICY)
     assert (errors(draws, exact) < 4).all()
     assert (errors(2 * draws, exact) > 4).any(), "the test has no power"
     # An estimate that believes the critic.

@@ -13,7 +13,7 @@ from lightning_evolve.modules import EvolvingClassifier
 from lightning_evolve.streams import EpisodeStream
 from tests.modules.small import Keep, difference, module, stream, trainer
 
-STEPS = 20
+STEPS = 12  # of 10 an epoch
 
 
 def run(folder, processes, make_module=module, make_stream=stream, **trainer_options):

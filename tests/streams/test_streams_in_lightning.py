@@ -76,23 +76,23 @@ def test_epochs_go_on_along_the_stream(fit, make_stream, kind):
 
 
 @pytest.mark.parametrize("stopped", [3, 8, 11, 16])
-@pytest.mark.parametrize(("workers", "asks"), [(0, False), (0, True), (2, True)])
-def test_a_resumed_run_takes_the_steps_that_were_left(fit, tmp_path, stopped, workers, asks):
+def test_a_resumed_run_takes_the_steps_that_were_left(fit, tmp_path, stopped):
     whole = fit("episodes", 20, steps_per_epoch=8)
     save = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=1, filename="{step}")
     saving = {"callbacks": [save], "enable_checkpointing": True}
     fit("episodes", stopped, steps_per_epoch=8, of_trainer=saving)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*not resumable")
-        rest = fit(
-            "episodes",
-            20,
-            Recorder(asks),
-            ckpt_path=save.best_model_path,
-            steps_per_epoch=8,
-            num_workers=workers,
-        )
-    assert rest == whole[stopped:]
+    for workers, asks in ((0, False), (0, True), (2, True)):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*not resumable")
+            rest = fit(
+                "episodes",
+                20,
+                Recorder(asks),
+                ckpt_path=save.best_model_path,
+                steps_per_epoch=8,
+                num_workers=workers,
+            )
+        assert rest == whole[stopped:], (workers, asks)
 
 
 def test_a_shorter_epoch_goes_on_where_it_stopped(fit):
