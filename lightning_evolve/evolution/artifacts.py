@@ -86,7 +86,7 @@ class Artifacts:
         return json.loads(self._get(name))
 
     def prune(self, kept: Iterable[str]) -> int:
-        """Removes all artifacts but some.
+        """Removes all artifacts but some, and what a killed process has left unfinished.
 
         Args:
             kept: names of those that stay.
@@ -96,7 +96,7 @@ class Artifacts:
         """
         stay = set(kept)
         gone = [path for path in self.folder.glob("??/*") if path.name not in stay]
-        for path in gone:
+        for path in [*gone, *self.folder.glob("??/.*")]:
             path.unlink(missing_ok=True)
         return len(gone)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lightning_evolve.evolution.loop import Evolution
 
 _ROWS = 1000  # of trusted labels that a batch is compared with
+_CLASS = 5  # rows, from which on a label that nobody knew is a class
 _TIMED = 16  # texts that are classified to see how long it takes
 
 
@@ -62,8 +63,11 @@ class Contest:
         found = journal.stage(self.number, "suspicion", self._suspicions)
         suspicions = {name: Suspicion.from_json(looked["found"]) for name, looked in found.items()}
         self._hold([seq for looked in found.values() for seq in looked["held"]])
-        usable = self.pool.kept
-        self.new = usable & (self.pool.generation > self.champion.number)
+        usable, unknown = self.pool.kept, ~np.isin(self.pool.label, self.model.classes)
+        names, counts = np.unique(self.pool.label[usable & unknown], return_counts=True)
+        # A slip of the pen is no class. Rows of a rare one stay new until there are more.
+        usable = usable & ~np.isin(self.pool.label, names[counts < _CLASS])
+        self.new = usable & (unknown | (self.pool.generation > self.champion.number))
         self.old = usable & ~self.new
         self.classes = (
             *self.model.classes,
@@ -134,7 +138,8 @@ class Contest:
             else:
                 yield source, rows
         if few:
-            yield "; ".join(few[:3]) + "; ..." * (len(few) > 3), unlearned & np.isin(pool.source, few)
+            rows = unlearned & np.isin(pool.source, few)
+            yield "; ".join(few[:3]) + "; ..." * (len(few) > 3), rows
 
     def _judged(self, rows: Mask, classes: tuple[str, ...]) -> Judged:
         predicted = self.model.predict_encoded(self.pool.select(rows))
