@@ -322,7 +322,7 @@ class Evolution:
             alarms += self.monitor.observe(
                 max(r["time"] for r in arrived),
                 predicted.probabilities,
-                predicted.features,
+                sketched(predicted.features),
                 labels,
                 names,
             )
