@@ -46,7 +46,9 @@ def data(folder: Path) -> Path:
     names = sorted({*rows.labels})[: _ALL + 1]
     pairs = [(t, label) for t, label in zip(rows.texts or [], rows.labels, strict=True)]
     stream = [(t, label) for t, label in pairs if label in names[:_ALL]]
-    extra = [(t, names[int(n % 5 == 0)]) for n, (t, label) in enumerate(pairs) if label == names[-1]]
+    extra = [
+        (t, names[int(n % 5 == 0)]) for n, (t, label) in enumerate(pairs) if label == names[-1]
+    ]
     (folder / "inbox").mkdir()
     write(folder / "stream.jsonl", stream)
     write(folder / "inbox" / "some.jsonl", extra[:20])
@@ -206,7 +208,7 @@ def kill(folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
         begin(run, config)
         while True:
             process = start(run, config)
-            patience = 600.0 if killed >= kills else moments.uniform(0, seconds / 2)
+            patience = 600.0 if killed >= kills else moments.uniform(0, seconds / 6)
             code = finished(process, patience)
             if code is not None:
                 assert code == 0, f"{run}: exit code {code}"

@@ -92,7 +92,9 @@ def _rollback(path: Path, to: str | None) -> int:
             there = [
                 str(g.number)
                 for g in generations
-                if g.model and g.number != champion.number and state.artifacts.path(g.model).exists()
+                if g.model
+                and g.number != champion.number
+                and state.artifacts.path(g.model).exists()
             ]
             raise UsageError(
                 f"generation {to or 'before it'} is none that champion {champion.number} can be "

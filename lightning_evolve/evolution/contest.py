@@ -129,7 +129,10 @@ class Contest:
             else:
                 yield source, rows
         if few:
-            yield "; ".join(few[:3]) + "; ..." * (len(few) > 3), unlearned & np.isin(pool.source, few)
+            yield (
+                "; ".join(few[:3]) + "; ..." * (len(few) > 3),
+                unlearned & np.isin(pool.source, few),
+            )
 
     def _judged(self, rows: Mask, classes: tuple[str, ...]) -> Judged:
         predicted = self.model.predict_encoded(self.pool.select(rows))

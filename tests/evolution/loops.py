@@ -29,10 +29,13 @@ Labelled = tuple[str, str | None]
 BEFORE = ("sport", "money", "weather", "food")
 AFTER = (*BEFORE, "music", "law")
 _SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
-_WORDS = {  # twelve words that say each class; all texts have some of all
-    label: [f"{_SYLLABLES[5 * n]}{_SYLLABLES[n + 12 * m]}na" for n in range(12)]
-    for m, label in enumerate(AFTER[:5])
-} | {"law": [f"{_SYLLABLES[5 * n]}{_SYLLABLES[n]}{_SYLLABLES[n + 3]}" for n in range(12)]}
+_WORDS = (
+    {  # twelve words that say each class; all texts have some of all
+        label: [f"{_SYLLABLES[5 * n]}{_SYLLABLES[n + 12 * m]}na" for n in range(12)]
+        for m, label in enumerate(AFTER[:5])
+    }
+    | {"law": [f"{_SYLLABLES[5 * n]}{_SYLLABLES[n]}{_SYLLABLES[n + 3]}" for n in range(12)]}
+)
 
 
 def texts(count: int, classes: Sequence[str] = BEFORE, seed: int = 0) -> list[Labelled]:

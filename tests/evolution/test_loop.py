@@ -39,7 +39,11 @@ def one_label(count, seed):
     return [(text, "sport") for text, _ in texts(count, seed=seed)]
 
 
-FOUNDING, POISONED, SINGLE = texts(240, seed=1), poisoned(texts(120, seed=2), 0.6), one_label(120, 3)
+FOUNDING, POISONED, SINGLE = (
+    texts(240, seed=1),
+    poisoned(texts(120, seed=2), 0.6),
+    one_label(120, 3),
+)
 CLEAN, USUAL = texts(150, AFTER, seed=4), texts(60, AFTER, seed=5)
 FOUND, POISON, ONE, GOOD, SAME = range(5)  # generations of the story
 
