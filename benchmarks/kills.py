@@ -208,7 +208,7 @@ def kill(folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
         begin(run, config)
         while True:
             process = start(run, config)
-            patience = 600.0 if killed >= kills else moments.uniform(0, seconds / 2)
+            patience = 600.0 if killed >= kills else moments.uniform(0, seconds / 6)
             code = finished(process, patience)
             if code is not None:
                 assert code == 0, f"{run}: exit code {code}"

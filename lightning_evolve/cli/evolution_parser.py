@@ -6,6 +6,7 @@ from importlib import import_module
 
 from lightning_evolve.cli.config_files import check_yaml
 from lightning_evolve.cli.lightning_cli import Parser
+from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution.baselines import Baseline
 from lightning_evolve.evolution.collection import Source
 from lightning_evolve.evolution.gate import Gate
@@ -64,6 +65,8 @@ def build(arguments: list[str], *, print_config: bool = False) -> tuple[Evolutio
     parsed = parser.parse_args(given)
     parsed.pop("config", None)
     text: str = parser.dump(parsed, skip_none=False)
+    if parsed["sources"] is None:
+        raise UsageError("sources are missing: name where records come from, as in --config FILE")
     if print_config:
         print(text, end="")
         raise SystemExit(0)

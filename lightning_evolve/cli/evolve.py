@@ -197,10 +197,7 @@ def _backup(source: Path, target: Path) -> None:
 
     # SQLite's own copying, as another process may be writing.
     with told(source):
-        one, other = (
-            sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True),
-            sqlite3.connect(target),
-        )
+        one, other = sqlite3.connect(source), sqlite3.connect(target)
         try:
             one.backup(other)
         finally:

@@ -365,7 +365,10 @@ class Evolution:
         predicted = model.predict_encoded(pool.select(rows))
         labels = pool.labels(rows, model.classes).numpy()
         self.monitor.set_reference(
-            predicted.probabilities, sketched(predicted.features), labels, model.classes
+            predicted.probabilities,
+            sketched(predicted.features) if len(labels) else None,
+            labels,
+            model.classes,
         )
 
     # ---------------------------------------------------------------- founding

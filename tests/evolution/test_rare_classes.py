@@ -1,4 +1,4 @@
-"""A label that nobody knew is a class once it has a few rows, and none of them is lost till then."""
+"""A label that nobody knew is a class once it has a few rows; none of them is lost till then."""
 
 from __future__ import annotations
 
