@@ -187,8 +187,9 @@ def test_the_table_on_ordinary_data(tmp_path, make):
     assert by["adam"]["accuracy"]["mean"] > 0.6
 
 
-def test_a_test_compares_with_the_whole_run(tmp_path):
+def test_a_test_compares_with_the_whole_run(tmp_path, monkeypatch):
     """The rivals of a later test take as many steps as the run did, not those of the test."""
+    monkeypatch.setattr("lightning_evolve.callbacks.comparison.plot_curves", lambda *_: None)
     m = module(theta="persistent", steps=1, alpha=3e-3)
     options = {"max_steps": 6, "val_check_interval": 3}
     first = trainer(tmp_path, callbacks=[Comparison(rivals=["adam"])], **options)
