@@ -13,7 +13,6 @@ import torch
 
 from lightning_evolve.data.cache import Cache
 from lightning_evolve.data.checks import at_least
-from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution import baselines
 from lightning_evolve.evolution.baselines import Baseline
 from lightning_evolve.evolution.collection import Feedback, Planned, Source, collect
