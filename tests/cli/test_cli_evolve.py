@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Answer
 from filelock import FileLock
 
 from lightning_evolve.data.topics import topics
@@ -125,11 +125,12 @@ def test_another_configuration_of_the_same_run(call, run, config):
 
 def refused(call, capsys, *options):
     """The one line, of the command or of its parser, which exits."""
-    try:
+    with contextlib.suppress(SystemExit):
         return call("evolve", *options).mistake
-    except SystemExit as ended:
-        code = ended.code
-    return Answer(code, *capsys.readouterr()).mistake
+    said = capsys.readouterr().err
+    assert said.startswith("lightning-evolve: error: ")
+    assert said.count("\n") == 1
+    return said
 
 
 @pytest.mark.parametrize(
