@@ -564,7 +564,7 @@ def test_a_full_disk_under_the_journal(tmp_path):
         (pages,) = state.journal.execute("PRAGMA page_count").fetchone()
         state.journal.execute(f"PRAGMA max_page_count = {pages}")
         loop = evolution(Batches(FOUNDING, CLEAN, USUAL), cache=tmp_path / "cache")
-        with pytest.raises(UsageError, match="full.*free some space"):
+        with pytest.raises(UsageError, match=r"full.*free some space"):
             list(loop.run(state))
     lived(run, Batches(FOUNDING, CLEAN, USUAL))
     lived(tmp_path / "whole", Batches(FOUNDING, CLEAN, USUAL))
