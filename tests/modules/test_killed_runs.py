@@ -75,7 +75,8 @@ def test_killed_and_resumed(tmp_path, monkeypatch, theta, estimator):
     # In this process, so that what it imports need not be imported in each fork.
     assert main(["fit", "--config", "c.yaml", "--run_dir=whole"]) == 0
     moments = random.Random(0)
-    # By progress, past the first checkpoint, and not by the clock, which a busy machine stretches; then some moment more.
+    # By progress, past the first checkpoint, and not by the clock, which a busy machine stretches;
+    # then some moment more.
     for rows in sorted(moments.sample(range(5, 24), KILLS)):
         process = fit("--run_dir=killed", "--ckpt_path=last")
         while written(tmp_path / "killed" / "metrics.csv") < rows:
