@@ -145,7 +145,7 @@ def test_every_learner_and_every_estimator_run(
 def test_ordinary_data_runs_too(tmp_path, monkeypatch, data, learner, precision):
     wanted = PRECISIONS[precision]
     models = {"plain": Classifier(LEARNERS[learner])}
-    if learner in ("lstm", "cnn"):
+    if learner in ("head", "cnn"):
         models["evolving"] = module(learner=LEARNERS[learner], theta="persistent", steps=1)
     for name, model in models.items():
         seen, held_out = Dtypes(monkeypatch), Comparison(rivals=["sgd"])
