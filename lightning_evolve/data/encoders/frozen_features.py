@@ -45,7 +45,7 @@ class FrozenFeatures(Encoder):
         return self.tokenizer.settings()
 
     def fit(self, rows: Rows) -> None:
-        """Load the transformer.
+        """Load the transformer, if it is not there already.
 
         Args:
             rows: not looked at.
@@ -53,6 +53,8 @@ class FrozenFeatures(Encoder):
         Raises:
             UsageError: there is no such checkpoint, or it cannot be loaded.
         """
+        if hasattr(self, "model"):
+            return
         from transformers import AutoModel
 
         self.tokenizer.fit(rows)
