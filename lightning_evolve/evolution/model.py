@@ -105,7 +105,7 @@ class Model:
         table = Table(inputs, torch.zeros(rows, dtype=torch.int64), self.classes)
         logits, features = [torch.zeros(0, len(self.classes))], []
         with _seen_by_head(self.learner) as seen:
-            for numbers in torch.arange(rows).split(_ROWS) if rows else ():
+            for numbers in torch.split(torch.arange(rows), _ROWS) if rows else ():
                 out = self.learner(**table.batch(numbers).inputs).float()
                 logits.append(out)
                 features.append(seen.pop().float() if seen else out)
