@@ -80,7 +80,7 @@ class Training:
         at_least(1, steps=steps, first_steps=first_steps, batch_size=batch_size)
         if not 0 <= replay < 1:
             raise UsageError(f"replay is {replay}: give a share of at least 0 and below 1")
-        if seconds is not None and seconds <= 0:
+        if seconds is not None and not seconds > 0:
             raise UsageError(f"seconds is {seconds}: give a time above 0, or none")
         self.saved: MetaLearner | None = None
         self.factory: MetaLearnerFactory | None = None
@@ -222,6 +222,8 @@ class Drawn(Sequence[Batch]):
         """Batch k."""
         if isinstance(k, slice):
             return [self[n] for n in range(self._count)[k]]
+        if not 0 <= k < self._count:
+            raise IndexError(k)  # which ends a loop over a sequence
         source = generator(*self._seed, k)
         drawn = [
             (part, torch.multinomial(part.weights, rows, replacement=True, generator=source))
