@@ -110,7 +110,7 @@ def most_kept(call):
 
 @pytest.mark.parametrize("graph", ["full", "first_order"])
 def test_the_graph_of_one_segment_at_a_time_is_kept(graph):
-    episode = episode_of("lstm", "gains", steps=60, measured=(30, 60))
+    episode = episode_of("lstm", "gains", steps=90, measured=(45, 90))
     plain = most_kept(lambda: unrolled(episode, graph=graph))
     segment = most_kept(lambda: unrolled(episode, checkpoint=3, graph=graph))
     assert segment < plain / 10
