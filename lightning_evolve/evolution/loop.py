@@ -38,7 +38,7 @@ from lightning_evolve.evolution.training import Training
 from lightning_evolve.evolution.triggers import Amount, Trigger
 
 _FEWEST = 2  # classes without which there is nothing to tell apart
-_DIRECTIONS = 16  # of the features that the monitoring looks at
+_DIRECTIONS = 100  # of the features that the monitoring looks at
 _SERVED = 1000  # predictions in use that are looked at together
 
 
@@ -432,7 +432,7 @@ class Evolution:
 
 
 def sketched(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Features in a few random directions, for the monitoring to keep and to compare.
+    """Features in fewer random directions, for the monitoring to keep and to compare.
 
     Distances stay about what they are (Johnson and Lindenstrauss 1984), and a test of few
     dimensions has to be corrected for few.
@@ -441,7 +441,7 @@ def sketched(features: NDArray[np.float32]) -> NDArray[np.float32]:
         features: ``[rows, d]``.
 
     Returns:
-        ``[rows, 16]``; the same numbers where there are no more than 16 dimensions.
+        ``[rows, 100]``; the same numbers where there are no more than 100 dimensions.
     """
     width = features.shape[1]
     if width <= _DIRECTIONS:
