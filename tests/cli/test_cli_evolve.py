@@ -272,5 +272,5 @@ def test_the_shipped_experiment(call, tiny):
     assert answer.code == 0, answer.err
     results = json.loads(Path("run/results.json").read_text())
     assert [g["number"] for g in results["generations"]] == [0, 1]
-    assert results["generations"][0]["new_accuracy"] > 0.5
+    assert results["generations"][0]["new_accuracy"] > 3 / 14  # thrice what chance gives
     assert set(results["ways"]) >= {"champion", "never"}

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from lightning_evolve.data.encoders import LatentWords, NGrams, Words
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution.artifacts import Artifacts
-from lightning_evolve.evolution.model import Model
+from lightning_evolve.evolution.model import Model, _encoder
 from lightning_evolve.evolution.pretrained import Pretrained
 from lightning_evolve.learners import LSTM, Head, NGramHead
 from tests.evolution.loops import BEFORE, texts
@@ -142,6 +142,7 @@ def test_a_damaged_artifact(store, damage):
         path = store.path(part)
         content = path.read_bytes()
         path.write_bytes(damage(content))
+        _encoder.cache_clear()  # one that has been read is not read again
         with pytest.raises(UsageError, match=r"is damaged.*restore it from a copy"):
             Model.load(store, name)
         path.write_bytes(content)
