@@ -13,7 +13,6 @@ from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution.artifacts import Artifacts
 from lightning_evolve.evolution.journal import Journal, told
 
-CONFIG = "config.yaml"
 JOURNAL = "journal.sqlite"
 SERVICE = "service.sqlite"
 CORRECTIONS = "corrections"
