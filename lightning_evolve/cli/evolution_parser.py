@@ -71,4 +71,4 @@ def build(arguments: list[str], *, print_config: bool = False) -> tuple[Evolutio
         print(text, end="")
         raise SystemExit(0)
     built = parser.instantiate_classes(parsed)
-    return Evolution(**{k: v for k, v in built.as_dict().items()}), text
+    return Evolution(**built.as_dict()), text

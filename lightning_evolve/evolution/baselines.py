@@ -72,40 +72,45 @@ def advance(
         return Advanced(model, 0.0)
     began = time.process_time()
     try:
-        trained = _trained(name, model, pool, pretrained, training, cache, seed)
+        trained = (
+            _continued(model, pool, training, seed)
+            if name == "always"
+            else _anew(pool, pretrained, training, cache, seed)
+        )
     except DivergedError:
         trained = model
     return Advanced(trained, time.process_time() - began)
 
 
-def _trained(
-    name: Baseline,
-    model: Model,
+# Both learn from all rows with a label, also what the loop holds back: simpler ways do not ask.
+
+
+def _continued(model: Model, pool: Pool, training: Training, seed: tuple[int, ...]) -> Model:
+    learned = pool.labelled & (pool.part == "train")
+    now = pool.generation == pool.generation.max()
+    wider = model.knowing(sorted(set(pool.label[pool.labelled])), seed[0])
+    new = pool.examples(learned & now, wider.classes)
+    old = pool.examples(learned & ~now, wider.classes)
+    grown = training.grow(wider, new, old, seed=seed)[0] if len(new) else wider
+    tune = pool.labelled & now & (pool.part == "tune")
+    return grown.calibrated(pool.select(tune), pool.labels(tune, grown.classes))
+
+
+def _anew(
     pool: Pool,
     pretrained: Pretrained,
     training: Training,
     cache: Cache,
     seed: tuple[int, ...],
 ) -> Model:
-    usable = pool.labelled  # also what the loop holds back: simpler ways do not ask
-    learned = usable & (pool.part == "train")
-    now = pool.generation == pool.generation.max()
-    classes = sorted(set(pool.label[usable]))
-    if name == "always":
-        wider = model.knowing(classes, seed[0])
-        new = pool.examples(learned & now, wider.classes)
-        old = pool.examples(learned & ~now, wider.classes)
-        grown = training.grow(wider, new, old, seed=seed)[0] if len(new) else wider
-        tune = usable & now & (pool.part == "tune")
-        return grown.calibrated(pool.select(tune), pool.labels(tune, grown.classes))
+    learned = pool.labelled & (pool.part == "train")
+    classes = sorted(set(pool.label[pool.labelled]))
     order = np.flatnonzero(learned)
     fresh = pretrained.model([pool.text[n] for n in order], classes, seed[0])
     first = int((learned & (pool.generation == pool.generation.min())).sum())
     steps = round(training.first_steps * len(order) / max(1, first))
-    rows = pool
-    if fresh.encoder.learns:  # it has learned other words, and encodes all rows anew
-        rows = pool.encoded_by(fresh, cache)
+    rows = pool.encoded_by(fresh, cache)
     new = rows.examples(learned, fresh.classes)
     grown = training.grow(fresh, new, steps=steps, seed=seed)[0]
-    tune = usable & (pool.part == "tune")
+    tune = pool.labelled & (pool.part == "tune")
     return grown.calibrated(rows.select(tune), rows.labels(tune, grown.classes))

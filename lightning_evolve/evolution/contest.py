@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,10 +69,11 @@ class Contest:
         usable = usable & ~np.isin(self.pool.label, names[counts < _CLASS])
         self.new = usable & (unknown | (self.pool.generation > self.champion.number))
         self.old = usable & ~self.new
-        self.classes = (
-            *self.model.classes,
-            *sorted({*self.pool.label[self.new]} - {*self.model.classes}),
-        )
+        self.classes = self.model.and_new(self.pool.label[self.new])
+        # Rows to choose by: the new ones, and as many as memory allows of the old.
+        tune = self.pool.part == "tune"
+        self.new_tune = self.new & tune
+        self.old_tune = self.pool.sample(self.old & tune, self.evolution.memory)
         trials = self._trials()
         # One that forgets would not pass the gate, however well it does on new rows.
         challenger = max(
@@ -98,7 +99,9 @@ class Contest:
         rows = self.now & self.pool.labelled
         found = {"champion": accuracy_of(self.model, self.pool, rows)}
         for name in self.evolution.beside:
-            found[name] = accuracy_of(self._baseline(name), *self._seen_by(name, rows))
+            model = self._baseline(name)
+            seen = self.pool.encoded_by(model, self.evolution.cache)
+            found[name] = accuracy_of(model, seen, rows)
         return {name: finite(value) for name, value in found.items()}
 
     def _suspicions(self) -> dict[str, Any]:
@@ -106,7 +109,7 @@ class Contest:
         pool, known = self.pool, self.pool.kept
         held_out = known & (pool.part != "train") & (pool.generation <= self.champion.number)
         trusted = pool.sample(held_out, _ROWS)
-        classes = (*self.model.classes, *sorted({*pool.label[known]} - {*self.model.classes}))
+        classes = self.model.and_new(pool.label[known])
         reference = self._judged(trusted, classes)
         looked = {}
         for name, rows in self._untrusted():
@@ -198,7 +201,7 @@ class Contest:
             )
         except DivergedError:
             return {**trial, "model": None, "reward": None, "steps": 0, "seconds": 0.0}
-        tune = self._tune()
+        tune = self.new_tune | self.old_tune
         model = grown.calibrated(pool.select(tune), pool.labels(tune, grown.classes))
         model.facts |= {
             "generation": self.number,
@@ -215,16 +218,10 @@ class Contest:
             "seconds": time.process_time() - began,
         }
 
-    def _tune(self) -> Mask:
-        """Rows to choose by: the new ones, and as many as memory allows of the old."""
-        tune = self.pool.part == "tune"
-        rows: Mask = (self.new & tune) | self.pool.sample(self.old & tune, self.evolution.memory)
-        return rows
-
     def _reward(self, model: Model) -> float:
         """Minus the loss on rows to choose by, where new and old data count alike."""
         losses = []
-        for rows in (self.new & self._tune(), self.old & self._tune()):
+        for rows in (self.new_tune, self.old_tune):
             if rows.any():
                 p = padded(
                     model.predict_encoded(self.pool.select(rows)).probabilities, len(self.classes)
@@ -235,9 +232,14 @@ class Contest:
 
     def _forgotten(self, model: Model) -> float:
         """Accuracy that is lost on old rows to choose by."""
-        rows = self.old & self._tune()
-        before, after = (accuracy_of(m, self.pool, rows) for m in (self.model, model))
-        return before - after if rows.any() else 0.0
+        if not self.old_tune.any():
+            return 0.0
+        return self._remembered - accuracy_of(model, self.pool, self.old_tune)
+
+    @cached_property
+    def _remembered(self) -> float:
+        """Accuracy of the champion on old rows to choose by, for all challengers."""
+        return accuracy_of(self.model, self.pool, self.old_tune)
 
     def _judge(self, challenger: dict[str, Any] | None) -> dict[str, Any]:
         """Champion and challenger on rows that neither was trained on or chosen by."""
@@ -334,7 +336,7 @@ class Contest:
             seed=(evolution.seed, self.number),
         )
         gate = pool.part == "gate"
-        seen = pool.encoded_by(advanced.model, evolution.cache) if self._anew(name) else pool
+        seen = pool.encoded_by(advanced.model, evolution.cache)
         after = {
             kind: finite(accuracy_of(advanced.model, seen, rows & gate))
             for kind, rows in (("new", self.new), ("old", self.old))
@@ -347,15 +349,6 @@ class Contest:
 
     def _baseline(self, name: str) -> Model:
         return Model.load(self.state.artifacts, self.state.journal.state(f"beside:{name}"))
-
-    def _anew(self, name: str) -> bool:
-        """Whether a baseline's encoder has learned from other rows than the champion's."""
-        return name == "scratch" and self.model.encoder.learns
-
-    def _seen_by(self, name: str, rows: Mask) -> tuple[Pool, Mask]:
-        if not self._anew(name):
-            return self.pool, rows
-        return self.pool.encoded_by(self._baseline(name), self.evolution.cache), rows
 
     # ---------------------------------------------------------------- the end
 
@@ -374,7 +367,7 @@ class Contest:
         if promote:
             assert challenger is not None, "something was promoted"
             model = Model.load(self.state.artifacts, challenger["model"])
-            evolution.watch_from(self.state, model, self.pool, self._tune())
+            evolution.watch_from(self.state, model, self.pool, self.new_tune | self.old_tune)
         learned = evolution.optimisation.learn(
             journal,
             self.state.artifacts,

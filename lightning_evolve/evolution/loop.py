@@ -263,7 +263,7 @@ class Evolution:
             Sentences.
         """
         journal = state.journal
-        number, reason = self.unfinished(state), ""
+        number = self.unfinished(state)
         if number is not None:
             yield f"generation {number} is in progress and would be finished first"
         else:
@@ -272,11 +272,10 @@ class Evolution:
                 "SELECT status, count(*) FROM records WHERE generation IS NULL GROUP BY status"
             ).fetchall()
             yield "pending: " + (", ".join(f"{n} {status}" for status, n in counts) or "nothing")
-            if (due := self.due(state)) is None:
+            if (reason := self.due(state)) is None:
                 lacking = None if journal.generations() else self._lacking(journal)
                 yield "no generation is due" + (f": {lacking}" if lacking else "")
                 return
-            reason = due
             number = self.open(state, reason)
             yield f"generation {number} would start: {reason}"
         champion = journal.champion()
@@ -316,8 +315,7 @@ class Evolution:
             predicted = model.predict_encoded(
                 {name: torch.cat([part[name] for part in inputs]) for name in inputs[0]}
             )
-            classes = [*model.classes, *sorted({r["label"] for r in arrived if r["label"]})]
-            names = tuple(dict.fromkeys(classes))
+            names = model.and_new(r["label"] for r in arrived if r["label"])
             labels = np.array([names.index(r["label"]) if r["label"] else -1 for r in arrived])
             alarms += self.monitor.observe(
                 max(r["time"] for r in arrived),

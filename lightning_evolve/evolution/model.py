@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -141,6 +141,14 @@ class Model:
             **facts: what is known of the new model.
         """
         return Model(self.encoder, learner, self.classes, 1.0, {**self.facts, **facts})
+
+    def and_new(self, labels: Iterable[str]) -> tuple[str, ...]:
+        """Names of the classes, and after them those of other labels, sorted.
+
+        Args:
+            labels: any, of which those that are no class yet are added.
+        """
+        return (*self.classes, *sorted({*labels} - {*self.classes}))
 
     def knowing(self, classes: Sequence[str], seed: int) -> Model:
         """Returns a model that knows more classes; what it says of the old ones stays the same.

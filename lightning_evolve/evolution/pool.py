@@ -57,6 +57,7 @@ class Pool:
         self.kept: Mask = column("status") == "kept"
         self.labelled: Mask = self.kept | (column("status") == "held")
         self.text = [row["text"] for row in rows]
+        self._encoder = model.encoder
         self.inputs = self._encoded(model, cache)
 
     def _encoded(self, model: Model, cache: Cache) -> Tensors:
@@ -67,13 +68,16 @@ class Pool:
         return {name: torch.cat([p[name] for p in parts]) for name in parts[0]} if parts else {}
 
     def encoded_by(self, model: Model, cache: Cache) -> Pool:
-        """The same rows as another model's encoder sees them.
+        """The same rows as another model's encoder sees them; this pool if it sees the same.
 
         Args:
             model: whose encoder encodes them.
             cache: where encoded rows are kept.
         """
+        if model.encoder is self._encoder or not model.encoder.learns:
+            return self
         other = copy(self)
+        other._encoder = model.encoder
         other.inputs = self._encoded(model, cache)
         return other
 
