@@ -90,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("config")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first of the seeds (default: 0)")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--source", help="in place of the dataset that the experiment names")
     args, options = parser.parse_known_args()
@@ -100,7 +101,7 @@ def main() -> None:
     experiment = args.out / "experiment.yaml"
     experiment.write_text(yaml.safe_dump(config))
     results = []
-    for seed in range(args.seeds):
+    for seed in range(args.first, args.first + args.seeds):
         run = args.out / f"seed-{seed}"
         if not (run / "tested.json").exists():
             begun = [f"--config={experiment}", f"--seed={seed}", *options]
