@@ -205,7 +205,7 @@ def kill(folder: Path, times: int, seed: int = 0, evolve_every: int = 20) -> dic
             else:
                 os.kill(target or process.pid, signal.SIGKILL)
             killed[victim if target else "first process"] += 1
-            process.wait(30)  # without its worker it ends by itself
+            process.wait(15)  # without its worker it ends by itself
         ended(process)
         if evolving is not None:
             time.sleep(seconds)

@@ -49,6 +49,8 @@ class Scores:
         accuracy: share of the weight of the rows that it gets right.
         macro_f1: mean F1 over the classes that have rows.
         loss: negative log-likelihood of a row, in nats, of probabilities of at least ``FLOOR``.
+        brier: half the Brier score (Brier 1950): the error rate of one that is always sure, and
+            less the more doubt it has where it is wrong.
         calibration_error: mean distance of confidence and accuracy over bins of confidence; each
             row counts alike.
         cost: what it costs, where it was measured.
@@ -57,6 +59,7 @@ class Scores:
     accuracy: float
     macro_f1: float
     loss: float
+    brier: float
     calibration_error: float
     cost: Cost | None = None
 
@@ -111,7 +114,10 @@ class Comparison:
         accuracy: challenger minus champion, and so on.
         macro_f1: of the classes that a resample has.
         loss: below zero where the challenger is better.
-        lower: one-sided lower bound of the difference in accuracy.
+        brier: likewise.
+        lower: one-sided lower bound of what the challenger gains in ``brier``.
+        chance: of such a gain, or a greater one, had each row's gain its sign by a coin (Fisher
+            1935). A bootstrap alone takes three rows gained and none lost for sure.
         confidence: of the bound and of the intervals.
         classes: by name, of the classes that have rows.
     """
@@ -122,7 +128,9 @@ class Comparison:
     accuracy: Difference
     macro_f1: Difference
     loss: Difference
+    brier: Difference
     lower: float
+    chance: float
     confidence: float
     classes: dict[str, ClassScores]
 
@@ -151,7 +159,7 @@ class Comparison:
         for model in ("champion", "challenger"):
             cost = saved[model]["cost"]
             models[model] = Scores(**{**saved[model], "cost": cost and Cost(**cost)})
-        differences = {n: Difference(**saved[n]) for n in ("accuracy", "macro_f1", "loss")}
+        differences = {n: Difference(**saved[n]) for n in ("accuracy", "macro_f1", "loss", "brier")}
         classes = {name: ClassScores(**found) for name, found in saved["classes"].items()}
         return cls(**{**saved, **models, **differences, "classes": classes})
 
@@ -211,14 +219,14 @@ def compare(
     blocks = [new.statistics(n) - old.statistics(n) for n in _resamples(rows, resamples, seed)]
     drawn = np.concatenate(blocks, axis=1)
     tail = (1 - confidence) / 2
-    accuracy, macro_f1, loss = (
+    accuracy, macro_f1, loss, brier = (
         Difference(*(float(x) for x in (b - a, *np.quantile(draws, [tail, 1 - tail]))))
         for a, b, draws in zip(points[0][:, 0], points[1][:, 0], drawn, strict=True)
     )
     scores = []
     for point, p, cost in zip(points, (champion, challenger), costs or (None, None), strict=True):
-        right, f1, nats = map(float, point[:, 0])
-        scores.append(Scores(right, f1, nats, calibration_error(p, labels), cost))
+        right, f1, nats, half = map(float, point[:, 0])
+        scores.append(Scores(right, f1, nats, half, calibration_error(p, labels), cost))
     return Comparison(
         rows=rows,
         champion=scores[0],
@@ -226,7 +234,9 @@ def compare(
         accuracy=accuracy,
         macro_f1=macro_f1,
         loss=loss,
-        lower=float(np.quantile(drawn[0], 1 - confidence)),
+        brier=brier,
+        lower=-float(np.quantile(drawn[3], confidence)),
+        chance=sign_flips((old.brier - new.brier) * weight, resamples, seed),
         confidence=confidence,
         classes={
             classes[c]: _of_class(labels == c, old.right, new.right, weight)
@@ -256,6 +266,29 @@ def calibration_error(probabilities: Floats, labels: Integers) -> float:
     return float(found)
 
 
+def sign_flips(gains: Floats, draws: int = 2000, seed: int = 0) -> float:
+    """Chance of so great a sum, or a greater one, were each sign decided by a coin (Fisher 1935).
+
+    Args:
+        gains: ``[rows]``; those of zero are no evidence.
+        draws: of all signs.
+        seed: of the draws.
+
+    Example:
+        >>> abs(sign_flips(np.array([1.0, 1.0, 1.0, 0.0]), 4000) - 1 / 8) < 0.02
+        True
+    """
+    gains = gains[gains != 0]
+    source = np.random.default_rng(seed)
+    block = max(1, _BLOCK // max(1, len(gains)))
+    total, reached = gains.sum(), 1
+    for first in range(0, draws, block):
+        size = min(block, draws - first)
+        signs = source.integers(2, size=(size, len(gains)), dtype=np.int8) * 2.0 - 1
+        reached += int((signs @ gains >= total - 1e-9).sum())
+    return reached / (draws + 1)
+
+
 class _Rows:
     """What statistics of resampled rows are sums of.
 
@@ -270,9 +303,10 @@ class _Rows:
         predicted = probabilities.argmax(axis=1)
         self.right = predicted == labels
         of_label = probabilities[np.arange(rows), labels]
-        self.sums = np.stack(
-            [weight, weight * self.right, -weight * np.log(np.clip(of_label, FLOOR, 1))], axis=1
-        )
+        self.brier = ((probabilities**2).sum(axis=1) + 1 - 2 * of_label) / 2
+        loss = -np.log(np.clip(of_label, FLOOR, 1))
+        ones = np.ones(rows)
+        self.sums = np.stack([ones, self.right, loss, self.brier], axis=1) * weight[:, None]
         places = np.arange(rows)
         self.by_label, self.by_prediction, self.hits = (
             sparse.csr_array((values, (places, columns)), shape=(rows, classes))
@@ -284,21 +318,22 @@ class _Rows:
         )
 
     def statistics(self, counts: Floats) -> Floats:
-        """Accuracy, macro F1 and loss of resamples.
+        """Accuracy, macro F1, loss and half the Brier score of resamples.
 
         Args:
             counts: how often each has each row, ``[resamples, rows]``.
 
         Returns:
-            ``[3, resamples]``.
+            ``[4, resamples]``.
         """
-        total, right, loss = (counts @ self.sums).T
+        total, right, loss, brier = (counts @ self.sums).T
         support, predicted, hits = (
             counts @ m for m in (self.by_label, self.by_prediction, self.hits)
         )
         there = support > 0
         f1 = np.where(there, 2 * hits / np.where(there, support + predicted, 1), 0)
-        return np.stack([right / total, f1.sum(axis=1) / there.sum(axis=1), loss / total])
+        macro_f1 = f1.sum(axis=1) / there.sum(axis=1)
+        return np.stack([right / total, macro_f1, loss / total, brier / total])
 
 
 def _resamples(rows: int, resamples: int, seed: int) -> Iterator[Floats]:

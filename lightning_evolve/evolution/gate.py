@@ -13,6 +13,10 @@ from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution.evaluation import ClassScores, Comparison
 from lightning_evolve.evolution.suspicion import Suspicion
 
+_LEVEL = 0.05
+"""Of the tests for losses. However little evidence a promotion asks for, a loss must be shown: the
+old rows are the same in each generation, and what chance takes from them once it takes for ever."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -44,10 +48,11 @@ class Verdict:
 class Gate:
     """Promotes a challenger that is better on new data and worse on nothing that is known.
 
-    *New data.* The lower bound of the paired difference in accuracy is above ``margin``. Where the
-    models differ on a handful of rows, a bootstrap takes three gained and none lost for sure; so
-    the exact sign test of gained against lost rows (McNemar 1947) must agree. Rows of a single
-    class, or fewer than ``fewest``, are not evidence enough whatever they say.
+    *New data.* The lower bound of the paired gain in half the Brier score is above ``margin``, it
+    is not by chance (see `Comparison`), and the accuracy is no lower. By right and wrong alone some
+    50 rows cannot tell models apart that differ by 5 points; a proper score also counts how sure
+    they are. Rows of a single class, or fewer than ``fewest``, are not evidence enough whatever
+    they say.
 
     *Old data.* The difference in accuracy is no lower than minus ``tolerance``: the point, not its
     bound, which on a small retention set would keep every challenger out.
@@ -56,16 +61,16 @@ class Gate:
     that one, the same holds as for a class.
 
     *Classes*, on new and on old data. A class of 10 rows moves by 10 points when a single row
-    flips, so a recall that is lower by more than ``tolerance`` counts only where the same sign test
-    finds more rows lost than gained than chance would have. Over many classes something always
-    looks lost: the level is divided by the number of classes that differ on enough rows to fail the
-    test at all (Tarone 1990). Of two classes, say, 7 rows lost and 1 gained is a loss; 3 lost and
-    none gained never is.
+    flips, so a recall that is lower by more than ``tolerance`` counts only where the exact sign
+    test (McNemar 1947) at 0.05 finds more rows lost than gained than chance would have. Over many
+    classes something always looks lost: the level is divided by the number of classes that differ
+    on enough rows to fail the test at all (Tarone 1990). Of two classes, say, 7 rows lost and 1
+    gained is a loss; 3 lost and none gained never is.
 
     Args:
-        margin: what the new data must show, in accuracy.
+        margin: what the new data must show, in half the Brier score; less is not worth a change.
         tolerance: what a challenger may lose on old data or on a class, in accuracy.
-        confidence: of the lower bound, and of the sign tests.
+        confidence: of the gain on new data.
         fewest: rows of new data.
         matter: names of the classes that must not get worse; None for all.
 
@@ -73,7 +78,7 @@ class Gate:
         UsageError: if a number is out of its range.
     """
 
-    margin: float = 0.0
+    margin: float = 0.005
     tolerance: float = 0.02
     confidence: float = 0.95
     fewest: int = 30
@@ -125,15 +130,18 @@ class Gate:
         if len(new.classes) == 1:
             return [(False, f"new data: all {rows} held-out rows are {next(iter(new.classes))!r}")]
         better = new.lower > self.margin
-        bound = (
-            f"new data: {_points(new.accuracy.mean)} points, lower bound {_points(new.lower)}, "
-            f"asked > {100 * self.margin:g}"
+        said = (
+            f"new data: {_points(new.accuracy.mean)} points, Brier score better by "
+            f"{_points(-new.brier.mean)}, lower bound {_points(new.lower)}, asked > "
+            f"{100 * self.margin:g}"
         )
-        chance = _by_chance(new.gained, new.lost)
-        if better and chance > 1 - self.confidence:
-            bound += f", yet {new.gained} rows gained and {new.lost} lost may be chance"
+        if better and new.chance > 1 - self.confidence:
+            said += f", yet by chance in {new.chance:.0%} of cases"
             better = False
-        return [(better, bound)]
+        if better and new.accuracy.mean < 0:
+            said += ", yet fewer rows are right"
+            better = False
+        return [(better, said)]
 
     def _old(self, old: Comparison | None) -> list[tuple[bool, str]]:
         if old is None:
@@ -151,8 +159,7 @@ class Gate:
             return []
         difference = anchor.accuracy.mean
         lost = (
-            difference < -self.tolerance - 1e-9
-            and _by_chance(anchor.lost, anchor.gained) <= 1 - self.confidence
+            difference < -self.tolerance - 1e-9 and _by_chance(anchor.lost, anchor.gained) <= _LEVEL
         )
         if not lost:
             return []
@@ -173,7 +180,7 @@ class Gate:
             for name, scores in comparison.classes.items()
             if self.matter is None or name in self.matter
         }
-        level = tarone(list(found.values()), 1 - self.confidence)
+        level = tarone(list(found.values()), _LEVEL)
         worse = [
             (
                 False,

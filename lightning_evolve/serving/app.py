@@ -129,7 +129,7 @@ class Service:
             The exit code: 0, 1 if one of its processes has died, 2 if the user has been told why.
         """
         end_forks_with_me()
-        code = stop_once()
+        code = stop_once(self._bereaved)
         try:
             self.server.run(
                 host=self.settings.host,
@@ -143,6 +143,10 @@ class Service:
         finally:
             end_children()
         return code()
+
+    def _bereaved(self) -> None:
+        """One process is dead: nobody will answer what the others have taken."""
+        self.server.uvicorn_graceful_timeout = 1
 
     def _endpoints(self) -> dict[str, tuple[str, Any]]:
         return {

@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+_LOOKS_EVERY = 0.05  # seconds; a child that is gone before it was ever seen is not missed
 
 
 def end_with_parent() -> None:
@@ -37,8 +38,11 @@ def end_children() -> None:
         child.terminate()
 
 
-def stop_once() -> Callable[[], int]:
+def stop_once(bereaved: Callable[[], None]) -> Callable[[], int]:
     """Makes SIGTERM, Ctrl-C and the death of a child interrupt this process, the first time.
+
+    Args:
+        bereaved: called before the interrupt if it is for the death of a child.
 
     Returns:
         A function that gives the exit code: 0 if it was a signal of somebody else, 2 if a child has
@@ -63,10 +67,11 @@ def stop_once() -> Callable[[], int]:
             alive = set(mp.active_children())
             dead.extend(seen - alive)
             if dead and not told.is_set():
+                bereaved()
                 os.kill(me, signal.SIGTERM)
                 return
             seen = alive
-            time.sleep(0.5)
+            time.sleep(_LOOKS_EVERY)
 
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, interrupt)

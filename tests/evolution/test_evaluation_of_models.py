@@ -95,7 +95,14 @@ def test_the_bootstrap_is_scipys(rows):
     found = compare(champion, challenger, labels, NAMES, resamples=20_000)
     rights = [(p.argmax(axis=1) == labels).astype(float) for p in (challenger, champion)]
     losses = [-np.log(p[np.arange(rows), labels]) for p in (challenger, champion)]
-    for ours, pair in ((found.accuracy, rights), (found.loss, losses)):
+    truth = np.eye(len(NAMES))[labels]
+    briers = [((p - truth) ** 2).sum(axis=1) / 2 for p in (challenger, champion)]
+    assert found.champion.brier == pytest.approx(briers[1].mean())
+    for ours, pair in (
+        (found.accuracy, rights),
+        (found.loss, losses),
+        (found.brier, briers),
+    ):
         theirs = stats.bootstrap(
             pair,
             lambda new, old, axis: new.mean(axis=axis) - old.mean(axis=axis),
@@ -108,7 +115,7 @@ def test_the_bootstrap_is_scipys(rows):
         width = theirs.high - theirs.low
         assert ours.low == pytest.approx(theirs.low, abs=0.05 * width + 0.5 / rows)
         assert ours.high == pytest.approx(theirs.high, abs=0.05 * width + 0.5 / rows)
-    difference = rights[0] - rights[1]
+    difference = briers[1] - briers[0]
     normal = difference.mean() - 1.645 * difference.std() / math.sqrt(rows)
     assert found.lower == pytest.approx(normal, abs=0.012), "one-sided: 1.64, not 1.96"
 
@@ -127,9 +134,10 @@ def test_what_is_hard_for_both_does_not_widen_the_interval():
 def test_a_model_against_itself():
     champion, _, labels = models()
     found = compare(champion, champion, labels, NAMES)
-    for difference in (found.accuracy, found.macro_f1, found.loss):
+    for difference in (found.accuracy, found.macro_f1, found.loss, found.brier):
         assert (difference.mean, difference.low, difference.high) == (0, 0, 0)
     assert found.lower == 0
+    assert found.chance == 1
 
 
 def test_the_interval_covers_as_often_as_it_says():
@@ -142,7 +150,7 @@ def test_the_interval_covers_as_often_as_it_says():
         challenger = np.where((kind == 2)[:, None], [0.2, 0.8], [0.8, 0.2])
         found = compare(champion, challenger, labels, ("a", "b"), resamples=500)
         covered += found.accuracy.low <= truth <= found.accuracy.high
-        above += found.lower > truth
+        above += found.lower > truth * (0.64 - 0.04)  # half the Brier score of wrong, of right
     assert 0.90 <= covered / 200 <= 0.99
     assert above / 200 <= 0.10
 

@@ -44,7 +44,8 @@ def test_better_on_new_data_and_no_worse_on_old_is_promoted_with_its_figures():
     verdict = GATE.decide(BETTER, SAME)
     assert verdict.promote
     assert verdict.reasons == (
-        f"new data: +10.0 points, lower bound {100 * BETTER.lower:+.1f}, asked > 0",
+        "new data: +10.0 points, Brier score better by +8.0, "
+        f"lower bound {100 * BETTER.lower:+.1f}, asked > 0.5",
         "old data: +0.0 points, allowed -2.0",
     )
     assert GATE.decide(BETTER, None).promote
@@ -55,8 +56,8 @@ def test_a_gain_that_may_be_chance_is_not_enough():
     verdict = GATE.decide(comparison((100, 6, 4), (100, 6, 4)), SAME)
     assert not verdict.promote
     (reason,) = verdict.reasons
-    assert reason.startswith("new data: +2.0 points, lower bound -")
-    assert reason.endswith("asked > 0")
+    assert reason.startswith("new data: +2.0 points, Brier score better by +1.6, lower bound -")
+    assert reason.endswith("asked > 0.5")
 
 
 def test_the_margin_is_asked_of_the_lower_bound():
@@ -70,10 +71,33 @@ def test_the_margin_is_asked_of_the_lower_bound():
 def test_a_bootstrap_of_a_handful_of_rows_does_not_decide_alone():
     new = comparison((100, 4, 0), (100, 0, 0))
     assert new.lower > 0, "the bootstrap takes it for sure; a coin does it in one of 16"
-    verdict = GATE.decide(new, SAME)
+    verdict = Gate(margin=0).decide(new, SAME)
     assert not verdict.promote
-    assert "4 rows gained and 0 lost may be chance" in verdict.reasons[0]
+    assert verdict.reasons[0].endswith("asked > 0, yet by chance in 6% of cases")
     assert GATE.decide(comparison((100, 6, 0), (100, 0, 0)), SAME).promote
+
+
+def test_how_sure_the_models_are_counts_too():
+    """Each gets as many rows right; the challenger has less doubt, or more of it."""
+    labels = np.arange(60) % 2
+    truth = np.eye(2)[labels]
+    right = (np.arange(60) % 5 > 0)[:, None]
+    sure, unsure = (np.where(right, p * truth + (1 - p) * (1 - truth), 0.5) for p in (0.9, 0.6))
+    for old, new, promoted in ((unsure, sure, True), (sure, unsure, False), (sure, sure, False)):
+        found = compare(old, new, labels, ["a", "b"])
+        assert found.accuracy.mean == 0
+        assert GATE.decide(found, None).promote is promoted
+    fewer = np.where((np.arange(60) < 2)[:, None], 1 - sure, sure)
+    verdict = GATE.decide(compare(unsure, fewer, labels, ["a", "b"]), None)
+    assert not verdict.promote
+    assert verdict.reasons[0].endswith("yet fewer rows are right")
+
+
+def test_a_loss_must_be_shown_however_little_a_gain_asks_for():
+    new = comparison((100, 12, 2), (100, 12, 2), confidence=0.8)
+    chance, loss = comparison((40, 1, 4), (60, 4, 1)), comparison((40, 0, 8), (60, 8, 0))
+    assert Gate(confidence=0.8).decide(new, chance).promote
+    assert not Gate(confidence=0.8).decide(new, loss).promote
 
 
 def test_two_points_on_old_data_are_the_limit():
