@@ -57,11 +57,12 @@ class Load:
         port: of the server.
         texts: what they ask, each client and request with a word of its own.
         labels: what they correct every third answer to, in turn.
+        name: a word that is in all texts.
         clients: how many.
     """
 
     def __init__(
-        self, port: int, texts: list[str], labels: list[str], clients: int = 4, name: str = ""
+        self, port: int, texts: list[str], labels: list[str], name: str = "", clients: int = 4
     ) -> None:
         self.port, self.texts, self.labels, self.name = port, texts, labels, name
         self.predicted: list[dict[str, Any]] = []
