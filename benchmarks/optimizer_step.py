@@ -81,6 +81,9 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.rules or ["Adam", "Gains", "CoordinateMLP"]:
         rule = getattr(meta_learners, name)
         steps[name] = LearnedOptimizer(parameters(), rule, weight_decay=0.01).step
+        if rule.compiled is not None:
+            compiled = LearnedOptimizer(parameters(), rule, weight_decay=0.01, compile=True)
+            steps[f"{name}, compiled"] = compiled.step
     if options.pylo:
         steps |= steps_of_pylo()
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -95,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, values in times.items():
         middle, low, high = interval(np.array(values[1:]) / reference)
         cpu = np.median(values[1:])
-        print(f"{name:20} {cpu:8.1f} ms {middle:7.2f}  ({low:.2f} to {high:.2f})")
+        print(f"{name:23} {cpu:8.1f} ms {middle:7.2f}  ({low:.2f} to {high:.2f})")
 
 
 if __name__ == "__main__":

@@ -45,8 +45,11 @@ def compile_learner(learner: Learner) -> None:
     learner.compile()
 
 
-def check_compiler() -> None:
+def check_compiler(otherwise: str = "--model.compile false") -> None:
     """Refuses a machine on which torch.compile cannot build what it has written.
+
+    Args:
+        otherwise: what to give to go without.
 
     Raises:
         UsageError: naming what is missing.
@@ -55,12 +58,12 @@ def check_compiler() -> None:
     compiler = os.environ.get("CXX") or usual
     if shutil.which(compiler) is None:
         raise UsageError(
-            f"compile: true needs the C++ compiler {compiler}, which is not there; install it, "
-            "name another in the environment variable CXX, or give --model.compile false"
+            f"to compile needs the C++ compiler {compiler}, which is not there; install it, "
+            f"name another in the environment variable CXX, or give {otherwise}"
         )
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.exists():
         raise UsageError(
-            f"compile: true needs Python's headers, and there is no {header}; install python3-dev, "
-            "or give --model.compile false"
+            f"to compile needs Python's headers, and there is no {header}; install python3-dev, "
+            f"or give {otherwise}"
         )

@@ -49,11 +49,13 @@ class MetaLearner(nn.Module):
         elementwise: whether a coordinate's direction depends on nothing but its own gradients, so
             that tensors may have a task dimension in front.
         shapes: shape of each tensor that it was built for, by name.
+        compiled: whether steps that keep no graph run compiled code; None if there is none.
     """
 
     version: ClassVar[int] = 1
     elementwise: ClassVar[bool] = False
     accumulators: tuple[str, ...] = ()
+    compiled: bool | None = None
     options: dict[str, Any]
 
     def __new__(cls, *args: Any, **options: Any) -> Self:

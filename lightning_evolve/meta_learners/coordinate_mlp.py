@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.meta_learners.base import MetaLearner, State, named
+from lightning_evolve.meta_learners.coordinate_mlp_compiled import compiled_step
 from lightning_evolve.meta_learners.coordinate_mlp_in_place import (
     Network,
     Seen,
@@ -61,6 +62,8 @@ class CoordinateMLP(MetaLearner):
         UsageError: if ``hidden_size`` is below 1.
     """
 
+    compiled: bool | None = False
+
     def __init__(
         self,
         params: Tensors,
@@ -101,7 +104,7 @@ class CoordinateMLP(MetaLearner):
     def forward(self, grads: Tensors, params: Tensors, state: State) -> tuple[Tensors, State]:
         """See :class:`MetaLearner`."""
         if not torch.is_grad_enabled():
-            return self._in_place(grads, params, state)
+            return self._overwriting(grads, params, state)
         gradients, step = [as_matrix(g) for g in grads.values()], state.step + 1
         weights = self._weights(gradients[0])
 
@@ -132,12 +135,30 @@ class CoordinateMLP(MetaLearner):
             step, {kind: named(self.names, values) for kind, values in accumulators.items()}
         )
 
-    def _in_place(self, grads: Tensors, params: Tensors, state: State) -> tuple[Tensors, State]:
-        """The same where no graph is kept."""
+    def _overwriting(self, grads: Tensors, params: Tensors, state: State) -> tuple[Tensors, State]:
+        """The same where no graph is kept, compiled or not."""
         kept = state.accumulators
         if not state.donated:
             kept = {kind: {n: t.clone() for n, t in ts.items()} for kind, ts in kept.items()}
         grads = {name: g.contiguous() for name, g in grads.items()}
+        direction: Tensors = {}
+        following = {kind: dict(ts) for kind, ts in kept.items()}
+        # Vectors have few coordinates, and would be compiled anew.
+        matrices = {n for n, g in grads.items() if self.compiled and min(as_matrix(g).shape) > 1}
+        for way, names in ((self._fused, matrices), (self._in_place, grads.keys() - matrices)):
+            if names:
+                some = State(state.step, {kind: _of(names, ts) for kind, ts in kept.items()})
+                found, after = way(_of(names, grads), _of(names, params), some)
+                direction |= found
+                for kind, tensors in after.items():
+                    following[kind] |= tensors
+        return {name: direction[name] for name in grads}, State(state.step + 1, following)
+
+    def _in_place(
+        self, grads: Tensors, params: Tensors, state: State
+    ) -> tuple[Tensors, dict[str, Tensors]]:
+        """Direction and accumulators, of which those that were given are overwritten."""
+        kept = state.accumulators
         gradients = [as_matrix(g) for g in grads.values()]
         first = {n: m[0].view_as(grads[n]) for n, m in kept["momenta"].items()}
         moments = adam_moments(grads, State(state.step, {"m": first, "v": kept["v"]}, donated=True))
@@ -164,14 +185,38 @@ class CoordinateMLP(MetaLearner):
         )
         if self.normalised:
             torch._foreach_mul_(adam, torch._foreach_div(lengths, root_mean_square(adam)))
-        return self._shaped(adam, grads), State(moments.state.step, kept)
+        return self._shaped(adam, grads), kept
+
+    def _fused(
+        self, grads: Tensors, params: Tensors, state: State
+    ) -> tuple[Tensors, dict[str, Tensors]]:
+        """The same as :meth:`_in_place` by compiled code."""
+        step, kept, like = state.step + 1, state.accumulators, next(iter(grads.values()))
+        network, weights = self._network_at(step), self._weights(like)
+        corrections = like.new_tensor([1 - _DECAYS[0] ** step, 1 - _DECAYS[-1] ** step])
+        direction = [
+            compiled_step()(
+                as_matrix(g),
+                as_matrix(params[name]),
+                kept["momenta"][name],
+                as_matrix(kept["v"][name]),
+                kept["rows"][name],
+                kept["columns"][name],
+                weights,
+                corrections,
+                network,
+                normalised=self.normalised,
+                eps=_EPS,
+            )
+            for name, g in grads.items()
+        ]
+        return self._shaped(direction, grads), kept
 
     def _weights(self, like: Tensor) -> Tensor:
         return 1 - like.new_tensor(_DECAYS)[:, None, None]
 
     def _shaped(self, direction: Sequence[Tensor], grads: Tensors) -> Tensors:
-        shaped = [d.view_as(g) for d, g in zip(direction, grads.values(), strict=True)]
-        return named(self.names, shaped)
+        return {n: d.view_as(g) for d, (n, g) in zip(direction, grads.items(), strict=True)}
 
     def _network_at(self, step: int) -> Network:
         """The network in a step counted from 1."""
@@ -188,6 +233,11 @@ class CoordinateMLP(MetaLearner):
             (second.weight, second.bias[:, None]),
             (last.weight * self.scale, last.bias[:, None] * self.scale),
         )
+
+
+def _of(names: Collection[str], tensors: Tensors) -> Tensors:
+    """Some tensors, in the order of all."""
+    return {name: tensor for name, tensor in tensors.items() if name in names}
 
 
 def _update(network: Network, seen: Seen, rows: Tensor, columns: Tensor) -> Tensor:

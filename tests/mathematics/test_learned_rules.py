@@ -20,9 +20,11 @@ from lightning_evolve.meta_learners import (
     CoordinateMLP,
     MetaSGD,
     Muon,
+    coordinate_mlp,
 )
 from lightning_evolve.meta_learners import coordinate_mlp_in_place as in_place
 from lightning_evolve.meta_learners.coordinate_lstm import log_sign
+from lightning_evolve.meta_learners.coordinate_mlp_compiled import step_of_tensor
 from lightning_evolve.meta_learners.muon import orthogonalise
 from lightning_evolve.tasks import Batch, DataSpec, Task
 
@@ -249,14 +251,19 @@ def naive_mlp(rule, count=4):
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-@pytest.mark.parametrize("graph", [False, True])
-def test_coordinate_mlp_is_the_naive_one(monkeypatch, normalised, graph):
-    """With and without a graph, and in blocks much smaller than a tensor, the last a short one."""
+@pytest.mark.parametrize("way", ["graph", "in place", "to compile"])
+def test_coordinate_mlp_is_the_naive_one(monkeypatch, normalised, way):
+    """With and without a graph, and in blocks much smaller than a tensor, the last a short one.
+
+    What is compiled elsewhere runs as it is written here.
+    """
+    monkeypatch.setattr(coordinate_mlp, "compiled_step", lambda: step_of_tensor)
     monkeypatch.setattr(in_place, "_BLOCK", 8)
     monkeypatch.setattr(in_place, "_SQUARED", 12)
     rule = stirred(CoordinateMLP(tensors(0), scale=0.5, normalised=normalised).double())
+    rule.compiled = way == "to compile"
     want = naive_mlp(rule)
-    with torch.set_grad_enabled(graph):
+    with torch.set_grad_enabled(way == "graph"):
         got = steps(rule)
     for ours, naive in zip(got, want, strict=True):
         for name in SHAPES:

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.inner_loop import adapt
@@ -518,3 +519,32 @@ def test_the_gradient_of_a_role_is_the_sum_over_its_tensors():
     for shared, own in zip(slopes["role"][:2], slopes["tensor"][:2], strict=True):
         torch.testing.assert_close(shared, torch.zeros_like(shared).index_add(0, rows, own))
     assert len(rows.unique()) == 5
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_the_same(tmp_path):
+    rule, models = partial(CoordinateMLP, hidden_size=2), (Net(), Net())
+    optimizers = [
+        LearnedOptimizer(m.named_parameters(), rule, compile=c)
+        for m, c in zip(models, (False, True), strict=True)
+    ]
+    calls = counters["stats"]["calls_captured"]
+    for optimizer in optimizers:
+        disturb(optimizer.rule)
+    ours = [train(m, optimizer) for m, optimizer in zip(models, optimizers, strict=True)]
+    assert counters["stats"]["calls_captured"] > calls, "something was compiled"
+    equal(*ours, rtol=1e-4, atol=1e-6)
+    assert deepcopy(optimizers[1]).compile
+    optimizers[1].save_pretrained(tmp_path / "rule")
+    again = LearnedOptimizer.from_pretrained(
+        Net().named_parameters(), tmp_path / "rule", compile=True
+    )
+    assert again.compile
+
+
+def test_what_cannot_be_compiled_is_said(monkeypatch):
+    with pytest.warns(UserWarning, match="compile=True does nothing for Gains"):
+        LearnedOptimizer(Net().named_parameters(), Gains, compile=True)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match=r"no-such-compiler.*or give compile=False"):
+        LearnedOptimizer(Net().named_parameters(), CoordinateMLP, compile=True)
