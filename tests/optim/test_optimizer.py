@@ -523,7 +523,8 @@ def test_the_gradient_of_a_role_is_the_sum_over_its_tensors():
 
 @pytest.mark.slow
 def test_compiled_steps_are_the_same(tmp_path):
-    rule, models = partial(CoordinateMLP, hidden_size=2), (Net(), Net())
+    rule = partial(CoordinateMLP, hidden_size=2)
+    models = (Net(torch.float64), Net(torch.float64))
     optimizers = [
         LearnedOptimizer(m.named_parameters(), rule, compile=c)
         for m, c in zip(models, (False, True), strict=True)
@@ -533,7 +534,7 @@ def test_compiled_steps_are_the_same(tmp_path):
         disturb(optimizer.rule)
     ours = [train(m, optimizer) for m, optimizer in zip(models, optimizers, strict=True)]
     assert counters["stats"]["calls_captured"] > calls, "something was compiled"
-    equal(*ours, rtol=1e-4, atol=1e-6)
+    equal(*ours, rtol=1e-9, atol=1e-9)
     assert deepcopy(optimizers[1]).compile
     optimizers[1].save_pretrained(tmp_path / "rule")
     again = LearnedOptimizer.from_pretrained(
