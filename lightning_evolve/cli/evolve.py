@@ -193,7 +193,7 @@ def _dry_run(evolution: Evolution, path: Path) -> int:
 
 
 def _backup(source: Path, target: Path) -> None:
-    from lightning_evolve.evolution.journal import told
+    from lightning_evolve.evolution.database import told
 
     # SQLite's own copying, as another process may be writing.
     with told(source):

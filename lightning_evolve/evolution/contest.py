@@ -261,7 +261,7 @@ class Contest:
             name: self._compare(model, rows, costs) for name, rows in (("new", new), ("old", old))
         }
         sets["anchor"] = self._beside_anchor(model, costs)
-        verdict = self.evolution.gate.decide(sets["new"], sets["old"], None, sets["anchor"])
+        verdict = self.evolution.gate.decide(sets["new"], sets["old"], sets["anchor"])
         scores = self.state.artifacts.put_json(
             {name: found and found.to_json() for name, found in sets.items()}
         )

@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution import reading
-from lightning_evolve.evolution.journal import told, transaction
+from lightning_evolve.evolution.database import opened, told, transaction
 from lightning_evolve.evolution.records import text_key
 from lightning_evolve.evolution.redaction import redact as redact_text
 
@@ -164,31 +164,7 @@ class FeedbackStore:
         self.classes = classes
         self._redact = redact
         self._lock = threading.Lock()
-        with told(path):
-            self._db = sqlite3.connect(
-                path, timeout=30, isolation_level=None, check_same_thread=False
-            )
-            self._db.row_factory = sqlite3.Row
-            self._open()
-
-    def _open(self) -> None:
-        db = self._db
-        db.execute("PRAGMA synchronous=FULL")  # what was acknowledged outlives a power cut
-        if self._version() == 0:
-            _write_ahead(db)
-            with transaction(db, self.path):
-                if self._version() == 0:  # no other process was faster
-                    for statement in _SCHEMA.split(";\n"):
-                        db.execute(statement)
-                    db.execute(f"PRAGMA user_version={VERSION}")
-        if self._version() > VERSION:
-            raise UsageError(
-                f"{self.path} is of version {self._version()} and this package knows versions up "
-                f"to {VERSION}: update lightning_evolve"
-            )
-
-    def _version(self) -> int:
-        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        self._db = opened(path, _SCHEMA, VERSION, create=True)
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -438,17 +414,3 @@ def _resolve(entries: Sequence[sqlite3.Row]) -> Correction:
         sources=tuple(sorted(voice["source"] for voice in winner)),
         time=latest["time"],
     )
-
-
-def _write_ahead(db: sqlite3.Connection) -> None:
-    """Turns to WAL; of processes that do so at once SQLite lets one and tells the others off."""
-    ends = time.monotonic() + 30
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError as error:  # noqa: PERF203 (tens of turns)
-            if "locked" not in str(error) or time.monotonic() > ends:
-                raise
-            time.sleep(0.02)
-        else:
-            return

@@ -11,7 +11,6 @@ from scipy import stats
 from lightning_evolve.data.checks import at_least
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution.evaluation import ClassScores, Comparison
-from lightning_evolve.evolution.suspicion import Suspicion
 
 _LEVEL = 0.05
 """Of the tests for losses. However little evidence a promotion asks for, a loss must be shown: the
@@ -99,7 +98,6 @@ class Gate:
         self,
         new: Comparison | None,
         old: Comparison | None,
-        suspicion: Suspicion | None = None,
         anchor: Comparison | None = None,
     ) -> Verdict:
         """Decides on a challenger.
@@ -108,17 +106,17 @@ class Gate:
             new: both models on held-out rows of the new data, compared with this gate's confidence;
                 None where there are no rows.
             old: both models on held-out rows of earlier data; None where there are none yet.
-            suspicion: of the labels that the challenger learned from; None where their source is
-                trusted.
             anchor: the challenger beside an earlier champion, on rows that were old to that one.
 
         Returns:
             The verdict: all that speaks against the challenger, or else what speaks for it.
         """
-        checks = [*self._new(new), *self._old(old), *self._classes(new, old)]
-        checks += self._anchor(anchor)
-        if suspicion is not None:
-            checks += [(False, f"suspicious labels: {reason}") for reason in suspicion.reasons]
+        checks = [
+            *self._new(new),
+            *self._old(old),
+            *self._classes(new, old),
+            *self._anchor(anchor),
+        ]
         against = tuple(reason for good, reason in checks if not good)
         return Verdict(not against, against or tuple(reason for _, reason in checks))
 

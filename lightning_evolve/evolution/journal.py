@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_evolve.errors import UsageError
+from lightning_evolve.evolution.database import opened, transaction
 from lightning_evolve.evolution.records import Record, text_key
 
 VERSION = 1
@@ -103,29 +104,7 @@ class Journal:
                 f"lightning-evolve evolve --run_dir {path.parent} --config FILE"
             )
         self.path = path
-        self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-        self._db.row_factory = sqlite3.Row
-        with told(path):
-            self._open(create)
-
-    def _open(self, create: bool) -> None:
-        db = self._db
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > VERSION:
-            raise UsageError(
-                f"{self.path} is of version {version} and this package knows versions up to "
-                f"{VERSION}: update lightning_evolve"
-            )
-        db.execute("PRAGMA synchronous=FULL")  # what was acknowledged outlives a power cut
-        if create and version == 0:
-            db.execute("PRAGMA journal_mode=WAL")
-            with self.writing():
-                if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                    for statement in _SCHEMA.split(";\n"):
-                        db.execute(statement)
-                    db.execute(f"PRAGMA user_version={VERSION}")
-        elif version == 0:
-            raise UsageError(f"{self.path} is no journal of evolve: choose another --run_dir")
+        self._db = opened(path, _SCHEMA, VERSION, create=create)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -355,49 +334,3 @@ class Journal:
         self._db.execute(
             "INSERT OR REPLACE INTO state VALUES (?, ?)", (name, json.dumps(value, allow_nan=False))
         )
-
-
-@contextmanager
-def transaction(db: sqlite3.Connection, path: Path) -> Iterator[None]:
-    """One transaction: all of it is there when the block ends well, else nothing.
-
-    Args:
-        db: a connection that begins no transactions of its own.
-        path: the database.
-
-    Raises:
-        UsageError: the disk is full, or the database cannot be written.
-    """
-    with told(path):
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:  # a full disk has rolled it back already
-                db.execute("ROLLBACK")
-            raise
-
-
-@contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Tells what SQLite cannot do as a mistake that the user can mend.
-
-    Args:
-        path: the database.
-    """
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        reason = str(error)
-        if "full" in reason:
-            remedy = "free some space and start again; nothing that was acknowledged is lost"
-        elif "locked" in reason:
-            remedy = "another process holds it; stop that one first"
-        else:
-            remedy = "look at its permissions and at the disk"
-        raise UsageError(f"cannot write {path} ({reason}): {remedy}") from error
-    except sqlite3.DatabaseError as error:
-        raise UsageError(
-            f"{path} is damaged or no journal ({error}): restore it from a copy"
-        ) from error

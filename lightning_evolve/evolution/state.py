@@ -11,7 +11,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution.artifacts import Artifacts
-from lightning_evolve.evolution.journal import Journal, told
+from lightning_evolve.evolution.database import told
+from lightning_evolve.evolution.journal import Journal
 
 JOURNAL = "journal.sqlite"
 SERVICE = "service.sqlite"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -322,7 +323,7 @@ def kill_at(patch, moment):
     done = 0
     real = journal.transaction
 
-    @journal.contextmanager
+    @contextmanager
     def mortal(db, path):
         nonlocal done
         with real(db, path):
