@@ -129,7 +129,7 @@ class Gate:
             return [(False, f"new data: all {rows} held-out rows are {next(iter(new.classes))!r}")]
         better = new.lower > self.margin
         said = (
-            f"new data: {_points(new.accuracy.mean)} points, Brier score better by "
+            f"new data: {_points(new.accuracy.mean)} points, gain in Brier score "
             f"{_points(-new.brier.mean)}, lower bound {_points(new.lower)}, asked > "
             f"{100 * self.margin:g}"
         )

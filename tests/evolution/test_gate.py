@@ -44,7 +44,7 @@ def test_better_on_new_data_and_no_worse_on_old_is_promoted_with_its_figures():
     verdict = GATE.decide(BETTER, SAME)
     assert verdict.promote
     assert verdict.reasons == (
-        "new data: +10.0 points, Brier score better by +8.0, "
+        "new data: +10.0 points, gain in Brier score +8.0, "
         f"lower bound {100 * BETTER.lower:+.1f}, asked > 0.5",
         "old data: +0.0 points, allowed -2.0",
     )
@@ -56,7 +56,7 @@ def test_a_gain_that_may_be_chance_is_not_enough():
     verdict = GATE.decide(comparison((100, 6, 4), (100, 6, 4)), SAME)
     assert not verdict.promote
     (reason,) = verdict.reasons
-    assert reason.startswith("new data: +2.0 points, Brier score better by +1.6, lower bound -")
+    assert reason.startswith("new data: +2.0 points, gain in Brier score +1.6, lower bound -")
     assert reason.endswith("asked > 0.5")
 
 
