@@ -67,6 +67,7 @@ def _options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     rate, rest = take(rest, "--rate")
     batch, rest = take(rest, "--max_batch_size")
     wait, rest = take(rest, "--batch_timeout")
+    days, rest = take(rest, "--keep_days")
     host = _LOOPBACK if host in (None, "localhost") else host
     if host not in _HOSTS:
         raise UsageError(f"--host {host} is none of {', '.join(_HOSTS)}; choose one of them")
@@ -93,6 +94,8 @@ def _options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
         options["max_batch_size"] = int(_number("--max_batch_size", batch, 1, 4096, whole=True))
     if wait is not None:
         options["batch_timeout"] = _number("--batch_timeout", wait, 0, 1)
+    if days is not None:
+        options["keep_days"] = _number("--keep_days", days, 0.01, 36500)
     return options, rest
 
 

@@ -194,6 +194,8 @@ options:
                         that is set, clients send Authorization: Bearer TOKEN
   --rate R              requests a second of each client, with bursts of twice as many; more are
                         answered by 429 (default: any number on 127.0.0.1, else 100)
+  --keep_days N         delete predictions after so many days (default: never); what they were
+                        corrected to stays
   --max_batch_size N    requests that are predicted for together (default: 32)
   --batch_timeout S     seconds that the first of a batch waits for others (default: 0.002)
 

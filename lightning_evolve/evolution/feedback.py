@@ -50,6 +50,7 @@ CREATE TABLE feedback (             -- never changed: the last entry of a source
 CREATE INDEX feedback_by_key ON feedback (key);
 """
 LONGEST_SOURCE = 100  # characters
+_FORGOTTEN = 500  # answers in a transaction
 
 Status = Literal["accepted", "repeated", "replaced"]
 
@@ -226,6 +227,32 @@ class FeedbackStore:
             Prediction(**{**dict(row), "probabilities": json.loads(row["probabilities"])})
             for row in rows
         ]
+
+    def forget(self, before: float) -> int:
+        """Deletes the oldest answers; what was said of them stays, and no more can be.
+
+        A few at a time, so that nobody waits for it.
+
+        Args:
+            before: seconds since 1970; an older one that comes after newer ones may stay.
+
+        Returns:
+            How many were deleted.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        deleted = 0
+        while True:
+            with self._writing() as db:
+                some = db.execute(
+                    "DELETE FROM predictions WHERE time < ? AND seq IN"
+                    " (SELECT seq FROM predictions ORDER BY seq LIMIT ?)",
+                    (before, _FORGOTTEN),
+                ).rowcount
+            deleted += some
+            if some < _FORGOTTEN:
+                return deleted
 
     # ---------------------------------------------------------------- corrections
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -24,11 +26,14 @@ from lightning_evolve.serving.loop import PipelinedLoop
 if TYPE_CHECKING:
     from lightning_evolve.serving.champion import Champion
 
+_log = logging.getLogger(__name__)
+
 Texts = list[str] | None
 """The texts of a request; None where it asks for the state of the worker."""
 
 TOP = 5  # probabilities in an answer
 _ROWS = 32  # texts that go through the model at once
+_FORGETS_EVERY = 60.0  # seconds
 
 
 class Answer(NamedTuple):
@@ -51,17 +56,24 @@ class ChampionAPI(LitAPI):  # type: ignore[misc]
     Args:
         run: its directory.
         redact: whether e-mail addresses, phone and card numbers leave the texts that are kept.
+        keep_days: days after which predictions are deleted; None for never.
         max_batch_size: most requests that are predicted for together.
         batch_timeout: seconds that the first request of a batch waits for others.
     """
 
     def __init__(
-        self, run: Path, *, redact: bool, max_batch_size: int, batch_timeout: float
+        self,
+        run: Path,
+        *,
+        redact: bool,
+        keep_days: float | None,
+        max_batch_size: int,
+        batch_timeout: float,
     ) -> None:
         super().__init__(
             max_batch_size=max_batch_size, batch_timeout=batch_timeout, loop=PipelinedLoop()
         )
-        self.run, self.redact = run, redact
+        self.run, self.redact, self.keep_days = run, redact, keep_days
 
     def setup(self, device: str) -> None:
         """Loads the champion, in the worker's process.
@@ -84,6 +96,18 @@ class ChampionAPI(LitAPI):  # type: ignore[misc]
         except UsageError as error:
             print(f"lightning-evolve: error: {error}", file=sys.stderr)
             sys.exit(2)
+        if self.keep_days is not None:
+            threading.Thread(
+                target=self._forget, args=(self.keep_days,), name="forget", daemon=True
+            ).start()
+
+    def _forget(self, days: float) -> None:
+        while True:
+            try:
+                self.store.forget(time.time() - 86400 * days)
+            except UsageError as error:
+                _log.error("old predictions could not be deleted: %s", error)
+            time.sleep(_FORGETS_EVERY)
 
     def predict(self, x: Sequence[Texts], **_: Any) -> tuple[list[Answer], list[Prediction]]:
         """Predicts for a batch of requests.

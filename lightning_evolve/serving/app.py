@@ -54,6 +54,7 @@ class Settings:
         port: port to listen on.
         token: that clients must show, None for none.
         rate: requests a second of each client, None for any.
+        keep_days: days after which predictions are deleted, None for never.
         max_batch_size: most requests that are predicted for together.
         batch_timeout: seconds that the first request of a batch waits for others.
         new_classes: whether a correction may name a class that the champion does not know.
@@ -66,6 +67,7 @@ class Settings:
     port: int = 8000
     token: str | None = None
     rate: float | None = None
+    keep_days: float | None = None
     max_batch_size: int = 32
     batch_timeout: float = 0.002
     new_classes: bool = False
@@ -97,6 +99,7 @@ class Service:
         api = ChampionAPI(
             settings.run,
             redact=settings.redact,
+            keep_days=settings.keep_days,
             max_batch_size=settings.max_batch_size,
             batch_timeout=settings.batch_timeout,
         )

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lightning_evolve.errors import UsageError
+from lightning_evolve.evolution import feedback
 from lightning_evolve.evolution.feedback import (
     FeedbackStore,
     Given,
@@ -58,6 +60,21 @@ def test_answers_come_back_in_order_and_once(store):
     assert [p.id for p in store.predictions(after_seq=1, limit=1)] == ["q"]
     assert store.count("predictions") == 3
     assert store.count("feedback") == 0
+
+
+def test_old_answers_are_forgotten_and_what_was_said_of_them_is_not(store, monkeypatch):
+    monkeypatch.setattr(feedback, "_FORGOTTEN", 2)
+    store.log_predictions([answer(f"old {n}") for n in range(4)])
+    store.log_predictions([replace(answer("new"), time=11.0)])
+    store.give("p", "b", "ann")
+    assert store.forget(10.0) == 6
+    assert [p.id for p in store.predictions()] == ["new"]
+    assert store.forget(10.0) == 0
+    assert resolved(store) == [("p", "b", 1.0, ("ann",))]
+    with pytest.raises(UnknownPredictionError):
+        store.give("q", "b", "ann")
+    store.log_predictions([answer("next")])
+    assert store.predictions()[-1].seq == 8, "no place is given twice"
 
 
 def test_what_is_private_is_not_written(store, path):

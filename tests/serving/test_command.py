@@ -28,6 +28,7 @@ def refused(capsys, *arguments: str) -> str:
         (["RUN", "--rate", "0"], "--rate 0 must be a number from 0.01"),
         (["RUN", "--rate", "nan"], "--rate nan must be"),
         (["RUN", "--max_batch_size", "0"], "--max_batch_size 0 must be"),
+        (["RUN", "--keep_days", "0"], "--keep_days 0 must be a number from 0.01"),
         (["RUN", "--batch_timeout", "-1"], "--batch_timeout -1 must be"),
         (["RUN", "--host", "example.org"], "--host example.org is none of 127.0.0.1"),
         (["RUN", "--host", "0.0.0.0"], f"set the environment variable {TOKEN}"),

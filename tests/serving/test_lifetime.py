@@ -5,12 +5,14 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
 
 import pytest
 
 from lightning_evolve.evolution.artifacts import Artifacts
+from lightning_evolve.evolution.feedback import FeedbackStore, Prediction
 from lightning_evolve.evolution.journal import Journal
 from lightning_evolve.evolution.model import Model
 from tests.serving.runs import promote
@@ -83,8 +85,14 @@ def test_killed_under_load_and_started_again_on_the_same_port(copy) -> None:
             server.process.wait()
             time.sleep(0.5)
         kept(copy, load)
+        store, shares = FeedbackStore(copy / "service.sqlite"), {"sport": 1.0}
+        old = Prediction("old", "", "sport", 1.0, shares, 0, time.time() - 2 * 86400)
+        recent = replace(old, id="recent", time=time.time() - 0.5 * 86400)
+        store._db.execute("DELETE FROM predictions")
+        store.log_predictions([old, recent])
         # Its other processes have gone too, so that the port is free.
-        with serving(copy, port=port) as again, serving(copy) as beside:
+        with serving(copy, "--keep_days=1", port=port) as again, serving(copy) as beside:
+            wait_for(lambda: [p.id for p in store.predictions()][:1] == ["recent"])
             mine, other = again.predict("the team won"), beside.predict("the team won")
             assert mine["label"] == other["label"] == "sport"
             for server, identity in ((again, other["id"]), (beside, mine["id"])):
