@@ -15,7 +15,7 @@ theta, with a rule that starts as Adam:
 - *ES, steps only*: the same without the time that the query evaluations take by themselves;
 - *REINFORCE*: the same for ``Reinforce`` with two actions;
 - *actor-critic*: ``ActorCritic`` with two rollouts and ``Controller``, which scores the query set
-  after every step: its reward is the improvement by that step.
+  after every step, as its reward is the improvement by that step, or after every tenth.
 
 Both must be at the same theta after K steps of Adam, or the benchmark stops. They take turns in one
 process on one thread; figures are medians of CPU seconds and of the ratios within a round, with
@@ -155,6 +155,11 @@ def measure(name: str, given: argparse.Namespace) -> list[list[str]]:
             partial(sides.play, controller, ActorCritic(rollouts=2)),
             2,
             2 * (given.steps + 1),
+        ),
+        "actor-critic, a score in 10 steps": (
+            partial(sides.play, controller, ActorCritic(rollouts=2, score_every=10)),
+            2,
+            2 * (given.steps // 10 + 1 + (given.steps % 10 > 0)),
         ),
     }
     seconds: dict[str, list[float]] = {kind: [] for kind in [*kinds, "query"]}

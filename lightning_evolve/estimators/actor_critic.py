@@ -24,7 +24,7 @@ class Rollout(NamedTuple):
     Args:
         statistics: states s_0..s_{K-1}, ``[K, tensors, statistics]``.
         actions: a_0..a_{K-1}, ``[K, tensors]``.
-        scores: R(theta_0)..R(theta_K), ``[K + 1]``.
+        scores: R(theta_0)..R(theta_K), ``[K + 1]``, the last known where there was none.
         logits: predictions on the query set after the last step.
         adapted: the learner after it.
     """
@@ -44,6 +44,7 @@ def actor_critic(
     gae_lambda: float = 0.95,
     entropy: float = 0.0,
     value_weight: float = 0.5,
+    score_every: int = 1,
 ) -> Estimate:
     r"""Estimates the gradient of the expected return by the policy's parameters.
 
@@ -77,6 +78,8 @@ def actor_critic(
         gae_lambda: lambda.
         entropy: weight of the entropy.
         value_weight: weight of the value function's error.
+        score_every: inner steps from one score to the next, beside those that are measured. What
+            is gained in between is the reward of the last of them.
 
     Returns:
         The estimate by phi from this process's rollouts, with their mean reward. ``logits`` and
@@ -86,7 +89,12 @@ def actor_critic(
     assert isinstance(controller, Controller), "check_rule has seen to it"
     part, parts = episode.task.share
     runs = [
-        roll_out(episode, controller, generator(episode.seed, episode.task.index, number))
+        roll_out(
+            episode,
+            controller,
+            generator(episode.seed, episode.task.index, number),
+            score_every,
+        )
         for number in range(part, rollouts, parts)
     ]
     scores = torch.stack([run.scores for run in runs])
@@ -177,13 +185,16 @@ def generalised_advantages(
 
 
 @torch.no_grad()
-def roll_out(episode: Episode, controller: Controller, noise: torch.Generator) -> Rollout:
+def roll_out(
+    episode: Episode, controller: Controller, noise: torch.Generator, score_every: int = 1
+) -> Rollout:
     """Plays an episode under actions that are drawn from the policy.
 
     Args:
         episode: what to play.
         controller: its rule.
         noise: where the actions come from.
+        score_every: inner steps from one score to the next; a step without one keeps the last.
 
     Returns:
         What was seen, done and scored.
@@ -193,9 +204,13 @@ def roll_out(episode: Episode, controller: Controller, noise: torch.Generator) -
     predictions = logits(episode.learner, episode.start.theta, query)
     scores = [episode.reward(predictions, query.labels)]
     playing = episode._replace(meta_learner=drawing)
-    for _, adapted in playing.walk(episode.start, range(episode.steps)):
-        predictions = logits(episode.learner, adapted.theta, query)
-        scores.append(episode.reward(predictions, query.labels))
+    scored = {*range(score_every, episode.steps, score_every), *episode.measured, episode.steps}
+    for step, (_, adapted) in enumerate(playing.walk(episode.start, range(episode.steps)), 1):
+        if step in scored:
+            predictions = logits(episode.learner, adapted.theta, query)
+            scores.append(episode.reward(predictions, query.labels))
+        else:
+            scores.append(scores[-1])
     return Rollout(
         torch.stack(drawing.statistics),
         torch.stack(drawing.actions),
@@ -233,11 +248,13 @@ class ActorCritic(Estimator):
     play the same task, each its share of the rollouts.
 
     Args:
-        rollouts: runs of a task, each an adaptation with the score taken after every inner step.
+        rollouts: runs of a task.
         gamma: discount of a reward for each step that it comes later, in 0..1.
         gae_lambda: lambda of the generalised advantage estimate, in 0..1; 1 is unbiased.
         entropy: weight of the policy's entropy, in reward per nat.
         value_weight: weight of the value function's squared error.
+        score_every: inner steps from one score to the next, beside those that are measured. Each
+            step's own score tells best which action was good; scoring seldom saves time.
 
     Raises:
         UsageError: for a number out of range.
@@ -248,11 +265,13 @@ class ActorCritic(Estimator):
     gae_lambda: float = 0.95
     entropy: float = 0.0
     value_weight: float = 0.5
+    score_every: int = 1
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        if self.rollouts < 1:
-            raise UsageError(f"rollouts is {self.rollouts}; give at least 1")
+        for name in ("rollouts", "score_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; give at least 1")
         for name, value in (("gamma", self.gamma), ("gae_lambda", self.gae_lambda)):
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}; give a number from 0 to 1")

@@ -223,6 +223,35 @@ def test_without_discount_the_return_is_the_reward_less_that_of_the_start(walked
         assert abs(float(rewards.mean() - start) - value) < 4 * error
 
 
+def test_scoring_seldom_changes_no_return(walked):
+    """Without a critic the estimate is a sum of returns from each step on."""
+    episode, asked = walked._replace(steps=5, measured=(2, 5)), []
+    reward = episode.reward
+    episode = episode._replace(reward=lambda *given: asked.append(1) or reward(*given))
+    options = dict(rollouts=1, gae_lambda=1.0, value_weight=0.0)
+    controller = episode.meta_learner
+    runs = [
+        roll_out(episode, controller, torch.Generator().manual_seed(0), score_every)
+        for score_every in (1, 2, 9)
+    ]
+    assert len(asked) == 6 + 4 + 3, "the start; steps 2, 4 and 5; steps 2 and 5"
+    every, second, measured = (run.scores for run in runs)
+    torch.testing.assert_close(second, every[[0, 0, 2, 2, 4, 5]])
+    torch.testing.assert_close(measured, every[[0, 0, 2, 2, 2, 5]])
+    often, seldom = (actor_critic(episode, score_every=n, **options) for n in (1, 9))
+    torch.testing.assert_close(often.reward, seldom.reward)
+    phi = {n: p for n, p in walked.meta_learner.phi().items() if n in POLICY}
+    value = expected_return(walked, 1.0)
+    exact = torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, list(phi.values()))])
+    draws = estimates(
+        ActorCritic(rollouts=20, gae_lambda=1.0, value_weight=0.0, score_every=2),
+        walked,
+        60,
+        POLICY,
+    )
+    assert (errors(draws, exact) < 4).all()
+
+
 def test_a_discount_of_0_leaves_the_first_step_alone(walked):
     both = actor_critic(walked._replace(measured=(2,)), gamma=0.0, value_weight=0.0)
     first = actor_critic(walked._replace(steps=1, measured=(1,)), gamma=0.0, value_weight=0.0)
@@ -364,6 +393,7 @@ def test_noise_is_a_function_of_its_numbers():
         (partial(Reinforce, population=1), "population is 1"),
         (partial(Reinforce, sigma=0.0), "sigma is 0.0"),
         (partial(ActorCritic, rollouts=0), "rollouts is 0"),
+        (partial(ActorCritic, score_every=0), "score_every is 0"),
         (partial(ActorCritic, gamma=1.5), "gamma is 1.5"),
         (partial(ActorCritic, gae_lambda=-0.1), "gae_lambda is -0.1"),
         (partial(ActorCritic, entropy=float("nan")), "entropy is nan"),
