@@ -62,9 +62,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         error_if_nonfinite: refuse a gradient with NaN or infinite values, which would stay in the
             state for ever, before anything is changed; it takes one read of the gradients, and on
             a GPU waits for them.
-        compile: run compiled code where a rule has some: `CoordinateMLP` does, and takes half the
-            time a step once it has been compiled, in about half a minute. The steps of other rules
-            are a few kernels that torch has fused already.
+        compile: run compiled code where a rule has some: `CoordinateMLP` does, and takes two thirds
+            of the time a step once it has been compiled, which takes up to a minute. The steps of
+            other rules are a few kernels that torch has fused already.
 
     Raises:
         UsageError: for a number out of range, a complex parameter, or a rule that is one for other
