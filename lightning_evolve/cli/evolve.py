@@ -74,6 +74,12 @@ def run(command: str, arguments: list[str]) -> int:
                 )
                 return 130
             _report(state)
+            if waiting := evolution.unsettled(state):
+                names = ", ".join(path.name for path in waiting[:3]) + ", ..." * (len(waiting) > 3)
+                print(
+                    f"not read, for they may still be written: {names}; run evolve again in a few "
+                    "seconds, or with --watch"
+                )
     return 0
 
 

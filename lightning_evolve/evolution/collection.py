@@ -242,6 +242,17 @@ class WatchedFolder(Source):
         Raises:
             UsageError: the folder cannot be read.
         """
+        return [path for path in self._files() if self._is_settled(path)]
+
+    def unsettled(self) -> list[Path]:
+        """The other files, which may not be complete yet.
+
+        Raises:
+            UsageError: the folder cannot be read.
+        """
+        return [path for path in self._files() if not self._is_settled(path)]
+
+    def _files(self) -> list[Path]:
         try:
             places = sorted(self.path.iterdir())
         except OSError as error:
@@ -254,7 +265,7 @@ class WatchedFolder(Source):
             for place in places
             if place.name.lower().endswith(reading.SUFFIXES)
             and not place.name.startswith((".", "_"))
-            and self._is_settled(place)
+            and place.is_file()
         ]
 
     def _is_settled(self, path: Path) -> bool:
@@ -263,7 +274,7 @@ class WatchedFolder(Source):
             age = abs(time.time() - path.stat().st_mtime)
         except OSError:
             return False  # taken away since it was listed
-        return path.is_file() and age >= self.settle_seconds
+        return age >= self.settle_seconds
 
     def _items(self, path: Path, written: float) -> Iterator[Record | Bad]:
         columns_of: dict[tuple[str, ...], list[str | None]] = {}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from lightning_evolve.evolution.collection import (
     Feedback,
     Planned,
     Source,
+    WatchedFolder,
     collect,
     import_files,
 )
@@ -172,6 +174,14 @@ class Evolution:
             self._watch(state, store)
         finally:
             store.close()
+
+    def unsettled(self, state: State) -> list[Path]:
+        """Files that are there and not read, as somebody may still be writing them."""
+        corrections = state.path / CORRECTIONS
+        folders = [source for source in self.sources if isinstance(source, WatchedFolder)]
+        if corrections.is_dir():
+            folders.append(WatchedFolder(str(corrections)))
+        return [path for folder in folders for path in folder.unsettled()]
 
     @staticmethod
     def _classes(state: State, model: str) -> list[str]:

@@ -17,6 +17,7 @@ import yaml
 from filelock import FileLock
 
 from lightning_evolve.data.topics import topics
+from lightning_evolve.evolution.collection import WatchedFolder
 
 SHIPPED = Path(__file__).parents[2] / "experiments" / "evolution.yaml"
 CONFIG = {
@@ -68,11 +69,15 @@ def everything(run):
 # ------------------------------------------------------------------------------------- evolve
 
 
-def test_evolve_goes_on_and_history_tells(call, run):
+def test_evolve_goes_on_and_history_tells(call, run, monkeypatch):
     put(Path("inbox/b.jsonl"), 60)
+    (run / "corrections").mkdir()
+    (run / "corrections" / "today.jsonl").write_text("")
+    monkeypatch.setattr(WatchedFolder, "_is_settled", lambda _, path: path.name != "today.jsonl")
     answer = call("evolve", "--run_dir=run")
     assert answer.code == 0, answer.err
     assert "next: lightning-evolve history run" in answer.out
+    assert "not read, for they may still be written: today.jsonl; run evolve again" in answer.out
     results = json.loads((run / "results.json").read_text())
     assert next(g["verdict"] for g in results["generations"]) == "founded"
     assert len(results["generations"]) == 2

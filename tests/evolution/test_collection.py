@@ -515,21 +515,31 @@ def test_kills_lose_nothing_and_repeat_nothing(tmp_path):
         store.log_predictions([Prediction(f"p{n}", f"answer {n}", "x", 0.5, {}, 0, 0.0)])
         store.give(f"p{n}", "y", "ann")
     store.close()
+
+    def there():
+        with contextlib.suppress(UsageError):  # before there are tables
+            journal = Journal(tmp_path / "journal.sqlite")
+            try:
+                return len(texts(journal))
+            finally:
+                journal.close()
+        return 0
+
     draw = random.Random(0)
     started = time.monotonic()
     run("ingest", tmp_path / "none").wait()  # how long it takes to start
     start = time.monotonic() - started
     seen = []
-    for _ in range(20):
-        child = run("ingest", tmp_path)
-        time.sleep(start * draw.uniform(0.8, 1.2))
+    for number in range(16):
+        before, child = there(), run("ingest", tmp_path)
+        if number % 2:  # while it starts, or some time after
+            time.sleep(start * draw.uniform(0.5, 1.2))
+        else:
+            while child.poll() is None and there() == before:
+                time.sleep(0.001)
         child.send_signal(signal.SIGKILL)
         child.wait()
-        if (tmp_path / "journal.sqlite").exists():
-            with contextlib.suppress(UsageError):  # killed before there were tables
-                journal = Journal(tmp_path / "journal.sqlite")
-                seen.append(len(texts(journal)))
-                journal.close()
+        seen.append(there())
     assert any(0 < count < 6050 for count in seen)  # some were hit in the middle
     child = run("ingest", tmp_path)
     assert child.communicate()[0] == "done\n"
