@@ -51,7 +51,7 @@ from lightning_evolve.estimators import Episode, EvolutionStrategies
 from lightning_evolve.evaluation.comparison import floor_row
 from lightning_evolve.evaluation.curves import Curves, adaptation_curves
 from lightning_evolve.evaluation.rivals import Rival, tuned_rivals
-from lightning_evolve.evaluation.statistics import TOLERANCE, interval
+from lightning_evolve.evaluation.statistics import first_reached, interval
 from lightning_evolve.evaluation.tuning import tune
 from lightning_evolve.inner_loop import Adapted, detached
 from lightning_evolve.learners import BERT, CNN, LSTM, Head
@@ -324,16 +324,9 @@ def summary(curves: Curves, adam: Curves) -> dict[str, Any]:
         curves: of a method.
         adam: of tuned Adam, on the same tasks.
     """
-    tasks = len(adam.loss)
-    draws = np.random.default_rng(0).integers(tasks, size=(1000, tasks))
-    weights = np.stack([np.bincount(draw, minlength=tasks) for draw in draws]) / tasks
-    weights = np.concatenate([np.full((1, tasks), 1 / tasks), weights])
-    with np.errstate(invalid="ignore", over="ignore"):
-        ours, theirs = weights @ curves.loss, weights @ adam.loss
-    target = np.nanmin(theirs, axis=1, keepdims=True)
-    reached = ours <= target * (1 + TOLERANCE)
-    steps = np.where(reached.any(axis=1), reached.argmax(axis=1), np.inf)
-    ratios = (theirs <= target * (1 + TOLERANCE)).argmax(axis=1) / np.maximum(steps, 1)
+    losses = {"adam": adam.loss, "ours": curves.loss}
+    theirs, steps = first_reached(losses, range(adam.loss.shape[1])).values()
+    ratios = theirs / np.maximum(steps, 1)
     low, high = np.quantile(ratios[1:], [0.025, 0.975], method="nearest")
     best = int(np.nanargmin(curves.loss.mean(axis=0)))
     return {

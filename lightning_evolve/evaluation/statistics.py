@@ -69,20 +69,43 @@ def steps_to_target(
         >>> got["adam"]["mean"], got["evolved"]["mean"]
         (20.0, 10.0)
     """
-    tasks = len(losses[reference])
-    draws = np.random.default_rng(0).integers(tasks, size=(resamples, tasks))
-    weights = np.stack([np.bincount(draw, minlength=tasks) for draw in draws]) / tasks
-    weights = np.concatenate([np.full((1, tasks), 1 / tasks), weights])
-    with np.errstate(invalid="ignore"):
-        curves = {name: weights @ loss for name, loss in losses.items()}
-    target = np.nanmin(curves[reference], axis=1, keepdims=True)
     result = {}
-    for name, curve in curves.items():
-        reached = curve <= target * (1 + TOLERANCE)
-        first = np.where(reached.any(axis=1), np.asarray(steps)[reached.argmax(axis=1)], np.inf)
+    for name, first in first_reached(losses, steps, reference, resamples).items():
         low, high = np.quantile(first[1:], [0.025, 0.975], method="nearest")
         result[name] = {
             key: float(value) if math.isfinite(value) else None
             for key, value in (("mean", first[0]), ("low", low), ("high", high))
         }
+    return result
+
+
+def first_reached(
+    losses: Mapping[str, np.ndarray],
+    steps: Sequence[int],
+    reference: str = "adam",
+    resamples: int = 1000,
+) -> dict[str, np.ndarray]:
+    """The same of the tasks themselves and of each resample of them.
+
+    Args:
+        losses: as of :func:`steps_to_target`.
+        steps: as of :func:`steps_to_target`.
+        reference: as of :func:`steps_to_target`.
+        resamples: as of :func:`steps_to_target`.
+
+    Returns:
+        By method the steps, ``[1 + resamples]``; infinity where the loss is never reached.
+    """
+    tasks = len(losses[reference])
+    draws = np.random.default_rng(0).integers(tasks, size=(resamples, tasks))
+    weights = np.stack([np.bincount(draw, minlength=tasks) for draw in draws]) / tasks
+    weights = np.concatenate([np.full((1, tasks), 1 / tasks), weights])
+    with np.errstate(invalid="ignore", over="ignore"):
+        curves = {name: weights @ loss for name, loss in losses.items()}
+    target = np.nanmin(curves[reference], axis=1, keepdims=True)
+    result = {}
+    for name, curve in curves.items():
+        reached = curve <= target * (1 + TOLERANCE)
+        first = np.asarray(steps)[reached.argmax(axis=1)]
+        result[name] = np.where(reached.any(axis=1), first, np.inf)
     return result
