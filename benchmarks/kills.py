@@ -20,6 +20,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +176,17 @@ def check(run: Path, whole: dict[str, Any]) -> None:
     found = outcome(run)
     for name, value in whole.items():
         assert found[name] == value, f"{run}: {name} differs"
-    ids = Counter(record[0] for record in found["records"])
+    each_once((record[0], record[1], record[6]) for record in found["records"])
+
+
+def each_once(records: Iterable[tuple[str, str, str | None]]) -> None:
+    """Fails where a record is there twice or a text in two parts; takes id, key and part."""
+    ids, parts = Counter[str](), dict[str, set[str]]()
+    for identity, key, part in records:
+        ids[identity] += 1
+        if part:
+            parts.setdefault(key, set()).add(part)
     assert max(ids.values()) == 1, "each record once"
-    parts: dict[str, set[str]] = {}
-    for record in found["records"]:
-        if record[6]:
-            parts.setdefault(record[1], set()).add(record[6])
     assert all(len(names) == 1 for names in parts.values()), "each text in one part"
 
 

@@ -237,16 +237,10 @@ def taken(run: Path, corrected: dict[str, tuple[str, str]]) -> int:
     """Checks that each correction is one record; returns how many records there are."""
     with State(run) as state:
         rows = [
-            tuple(row)
-            for row in state.journal.execute("SELECT id, key, label, part, source FROM records")
+            tuple(row) for row in state.journal.execute("SELECT id, key, part, label FROM records")
         ]
-    assert max(Counter(row[0] for row in rows).values()) == 1, "a record twice"
-    parts: dict[str, set[str]] = {}
-    for _, key, _, part, _ in rows:
-        if part:
-            parts.setdefault(key, set()).add(part)
-    assert all(len(names) == 1 for names in parts.values()), "a text in two parts"
-    known = Counter((key, label) for _, key, label, _, _ in rows)
+    kills.each_once(row[:3] for row in rows)
+    known = Counter((key, label) for _, key, _, label in rows)
     for text, label in corrected.values():
         assert known[text_key(text), label] == 1, f"{known[text_key(text), label]} of {text!r}"
     return len(rows)

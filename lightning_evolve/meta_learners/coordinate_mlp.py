@@ -16,7 +16,11 @@ from lightning_evolve.meta_learners.coordinate_mlp_in_place import (
     Seen,
     overwrite_with_updates,
 )
-from lightning_evolve.meta_learners.features import mean_of, root_mean_square, safe_divisor
+from lightning_evolve.meta_learners.features import (
+    linear_on_normalised,
+    mean_of,
+    root_mean_square,
+)
 from lightning_evolve.meta_learners.flat import as_matrix
 from lightning_evolve.meta_learners.moments import adam_direction, adam_moments
 from lightning_evolve.tasks import Tensors
@@ -141,10 +145,13 @@ class CoordinateMLP(MetaLearner):
         if not state.donated:
             kept = {kind: {n: t.clone() for n, t in ts.items()} for kind, ts in kept.items()}
         grads = {name: g.contiguous() for name, g in grads.items()}
-        direction: Tensors = {}
+        if not self.compiled:
+            direction, kept = self._in_place(grads, params, State(state.step, kept))
+            return direction, State(state.step + 1, kept)
+        direction = {}
         following = {kind: dict(ts) for kind, ts in kept.items()}
         # Vectors have few coordinates, and would be compiled anew.
-        matrices = {n for n, g in grads.items() if self.compiled and min(as_matrix(g).shape) > 1}
+        matrices = {n for n, g in grads.items() if min(as_matrix(g).shape) > 1}
         for way, names in ((self._fused, matrices), (self._in_place, grads.keys() - matrices)):
             if names:
                 some = State(state.step, {kind: _of(names, ts) for kind, ts in kept.items()})
@@ -256,20 +263,17 @@ def _update(network: Network, seen: Seen, rows: Tensor, columns: Tensor) -> Tens
     single = torch.stack([g, p, second, inverse])
     products = [single, momenta, momenta * inverse, g * factors, momenta * factors]
     features = torch.cat(products).flatten(1)
-    by_row = _normalised(network.by_row, torch.cat([rows, inverse_rows]).flatten(1))
-    by_column = _normalised(network.by_column, torch.cat([columns, inverse_columns]).flatten(1))
+    by_row = linear_on_normalised(network.by_row, torch.cat([rows, inverse_rows]).flatten(1))
+    by_column = linear_on_normalised(
+        network.by_column, torch.cat([columns, inverse_columns]).flatten(1)
+    )
     outer = by_row[:, :, None] + (by_column + network.bias[:, None])[:, None]
-    hidden = (outer.flatten(1) + _normalised(network.inner, features)).relu()
+    hidden = (outer.flatten(1) + linear_on_normalised(network.inner, features)).relu()
     weight, bias = network.second
     hidden = torch.addmm(bias, weight, hidden).relu()
     weight, bias = network.last
     gain, extra = torch.addmm(bias, weight, hidden).view(2, *g.shape)
     return torch.addcmul(extra, gain.exp(), seen.adam)
-
-
-def _normalised(weight: Tensor, features: Tensor) -> Tensor:
-    """A linear layer on features over their root mean square, ``[features, places]``."""
-    return (weight / safe_divisor(features.square().mean(dim=1)).sqrt()) @ features
 
 
 def _rsqrt(relative_moment: Tensor) -> Tensor:

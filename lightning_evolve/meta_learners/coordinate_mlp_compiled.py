@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_evolve.meta_learners.coordinate_mlp_in_place import Network
-from lightning_evolve.meta_learners.features import mean_of, safe_divisor
+from lightning_evolve.meta_learners.features import linear_on_normalised, mean_of, safe_divisor
 from lightning_evolve.meta_learners.moments import TINY
 
 
@@ -74,8 +74,10 @@ def step_of_tensor(
     features += [momenta[k] * inverse for k in range(3)]
     features += [gradient * factor for factor in factors]
     features += [momenta[k] * factors[k] for k in range(3)]
-    of_rows = _of_lines(network.by_row, torch.cat([by_rows, over_rows]).flatten(1))
-    of_columns = _of_lines(network.by_column, torch.cat([by_columns, over_columns]).flatten(1))
+    of_rows = linear_on_normalised(network.by_row, torch.cat([by_rows, over_rows]).flatten(1))
+    of_columns = linear_on_normalised(
+        network.by_column, torch.cat([by_columns, over_columns]).flatten(1)
+    )
     of_columns = of_columns + network.bias[:, None]
     lengths = torch.stack([safe_divisor((f * f).mean()) for f in features]).sqrt()
     inner = network.inner / lengths
@@ -92,11 +94,6 @@ def step_of_tensor(
         ratio = (adam.square().mean() + TINY) / (update.square().mean() + TINY)
         update = update * ratio.sqrt()
     return update
-
-
-def _of_lines(weight: Tensor, features: Tensor) -> Tensor:
-    """What rows or columns add to the first layer, ``[hidden, R]`` or ``[hidden, C]``."""
-    return (weight / safe_divisor(features.square().mean(dim=1)).sqrt()) @ features
 
 
 def _sum(bias: Tensor, weights: Tensor, features: Sequence[Tensor]) -> Tensor:

@@ -55,3 +55,17 @@ def mean_of(moment: Tensor) -> Tensor:
         moment: squares, shape ``[..., rows, columns]``.
     """
     return safe_divisor(moment.mean(dim=(-2, -1), keepdim=True))
+
+
+def linear_on_normalised(weight: Tensor, features: Tensor) -> Tensor:
+    """A linear layer on features over their root mean square.
+
+    Args:
+        weight: ``[out, features]``.
+        features: ``[features, places]``.
+
+    Example:
+        >>> linear_on_normalised(torch.ones(1, 1), torch.tensor([[3.0, -3.0]]))
+        tensor([[ 1., -1.]])
+    """
+    return (weight / safe_divisor(features.square().mean(dim=1)).sqrt()) @ features

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
-_LOOKS_EVERY = 0.05  # seconds; a child that is gone before it was ever seen is not missed
+_LOOKS_EVERY = 0.05  # seconds; a child that ends before its first look is never noticed
 
 
 def end_with_parent() -> None:
