@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_evolve.data.distortions import distorted
 from lightning_evolve.data.table import Table
-from lightning_evolve.tasks import Task
+from lightning_evolve.tasks import Batch, Task
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Episodes:
         shots: support rows of each class.
         queries: query rows of each class.
         seed: numbers that tell this sequence of episodes from all others.
+        distortion: how far images are distorted, as in
+            :func:`lightning_evolve.data.distortions.distorted`; 0 for not at all.
     """
 
     table: Table
@@ -32,6 +35,7 @@ class Episodes:
     shots: int
     queries: int
     seed: Sequence[int]
+    distortion: float = 0.0
 
     def task(self, index: int) -> Task:
         """Draw an episode.
@@ -59,8 +63,16 @@ class Episodes:
         support = torch.cat([rows[: self.shots] for rows in drawn])
         query = torch.cat([rows[self.shots :] for rows in drawn])
         return Task(
-            support=(self.table.batch(support, ways.repeat_interleave(self.shots)),),
-            query=self.table.batch(query, ways.repeat_interleave(self.queries)),
+            support=(self._batch(support, ways.repeat_interleave(self.shots), generator),),
+            query=self._batch(query, ways.repeat_interleave(self.queries), generator),
             index=index,
             name=" ".join(self.table.class_names[label] for label in classes),
         )
+
+    def _batch(self, rows: Tensor, labels: Tensor, generator: np.random.Generator) -> Batch:
+        batch = self.table.batch(rows, labels)
+        if not self.distortion:
+            return batch
+        drawn = torch.Generator().manual_seed(int(generator.integers(2**63)))
+        images = distorted(batch.inputs["images"], self.distortion, drawn)
+        return batch._replace(inputs={**batch.inputs, "images": images})

@@ -7,7 +7,10 @@ from typing import Any
 from lightning_evolve.data.checks import at_least
 from lightning_evolve.data.episodes import Episodes
 from lightning_evolve.data.splits import SPLITS
+from lightning_evolve.errors import UsageError
 from lightning_evolve.streams.held_out_classes import HeldOutClassesStream
+
+_MOST = 3  # beyond it an image may be turned inside out
 
 
 class EpisodeStream(HeldOutClassesStream):
@@ -25,10 +28,13 @@ class EpisodeStream(HeldOutClassesStream):
             own three splits have no class in common keeps them.
         rotations: whether each class of images turned by 90, 180 and 270 degrees is a class too,
             in the same split (Santoro et al. 2016).
+        distortion: how far the images of training episodes are turned, stretched, sheared and
+            shifted at random, from 0 for not at all to 3; 1 is up to 11 degrees, 15% and a
+            twentieth of the width (:func:`lightning_evolve.data.distortions.distorted`).
         **source: arguments of `Stream`, such as ``source`` and ``encoder``.
 
     Raises:
-        UsageError: a number that is too small, or shares that do not add up to one.
+        UsageError: a number that is out of range, or shares that do not add up to one.
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class EpisodeStream(HeldOutClassesStream):
         test_tasks: int = 100,
         class_fractions: tuple[float, float, float] = (0.5, 0.2, 0.3),
         rotations: bool = False,
+        distortion: float = 0.0,
         **source: Any,
     ) -> None:
         at_least(1, shots=shots, queries=queries, val_tasks=val_tasks, test_tasks=test_tasks)
@@ -55,10 +62,18 @@ class EpisodeStream(HeldOutClassesStream):
             rotations=rotations,
             **source,
         )
+        if not 0 <= distortion <= _MOST:
+            raise UsageError(f"distortion is {distortion}: give 0 to {_MOST}")
         self.shots = shots
         self.queries = queries
+        self.distortion = distortion
 
     def _begin(self) -> None:
+        if self.distortion and "images" not in self.table.inputs:
+            raise UsageError(
+                f"distortion: {self.distortion} is for images, and the source has texts; leave it "
+                "out"
+            )
         self._draw = {
             split: Episodes(
                 self.table,
@@ -67,6 +82,7 @@ class EpisodeStream(HeldOutClassesStream):
                 self.shots,
                 self.queries,
                 seed=(self.seed, number),
+                distortion=self.distortion if split == "train" else 0.0,
             ).task
             for number, split in enumerate(SPLITS)
         }
