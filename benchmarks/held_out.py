@@ -13,13 +13,15 @@ The rates of Adam, of Adam with two groups, of AdamW and of Muon are tuned on a 
 rate, which grows where the best is on its edge, on training tasks of all seeds, for what the rules
 are meta-trained for: the mean query loss along the way. ``adam for lowest loss`` is tuned for the
 lowest query loss that it ever has instead, whatever comes after it. The rules that come with the
-package take their one default rate. ``family`` is the general rule after
-more meta-training on the training tasks of the cell itself (evolution strategies, see ``FAMILY``);
-``adam at default`` is Adam at torch's rate.
+package take their one default rate. ``family`` is the general rule as it is trained for the cell:
+its rate tuned as Adam's is, then phi by more meta-training on training tasks of the cell itself
+(evolution strategies, see ``FAMILY``). ``adam at 0.001`` and so on are Adam at one rate for all
+cells, of which 0.001 is torch's default.
 
 *Steps* is when the mean query loss is down to the lowest that tuned Adam ever has, to within 0.1%;
-the ratio of Adam's own steps to them has a bootstrap interval over the tasks. The last column is
-the same beside ``adam for lowest loss``.
+the ratio of Adam's own steps to them has a bootstrap interval over the tasks. The column after it
+is the same beside ``adam for lowest loss``, and below the table stands what the rules are beside
+Adam at each of the single rates, whose lowest loss is then the target.
 
 What is measured is kept in ``--out``, a file for each method: a run that is interrupted goes on,
 and a method whose file is deleted is measured again.
@@ -67,6 +69,7 @@ from lightning_evolve.tasks import Task, Tensors
 FAR = 10**6  # tuning tasks are training tasks that no rule has met: far along the stream
 TUNED = ("adam", "adam_groups", "adamw", "muon")
 LOWEST = "adam for lowest loss"
+SINGLE = {f"adam at {rate:g}": rate for rate in (1e-3, 3e-3, 1e-2, 3e-2)}
 FAMILY = {"outer_steps": 25, "tasks": 3, "beta": 0.05, "sigma": 0.1}
 SMALL = {
     "hidden_size": 64,
@@ -286,8 +289,8 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
     def family_rule() -> tuple[Any, float, dict[str, float]]:
         rule, config = load_rule(options.rules[0])
-        trained = meta_train(stream, cell, rule, config["alpha"])
-        return trained.over, config["alpha"], {"rate": config["alpha"]}
+        rate = tune(partial(mean_loss, rule.over), config["alpha"], 7).rate
+        return meta_train(stream, cell, rule, rate).over, rate, {"rate": rate}
 
     folder = options.out / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -296,7 +299,8 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, dict[str, float]] = {}
     for method in (*TUNED, LOWEST):
         kept(method, partial(rival, method))
-    kept("adam at default", lambda: (Adam, 1e-3, {"rate": 1e-3}))
+    for method, rate in SINGLE.items():
+        kept(method, partial(lambda rate: (Adam, rate, {"rate": rate}), rate))
     for saved in options.rules:
         kept(Path(saved).name, partial(saved_rule, saved))
     if options.family:
@@ -311,7 +315,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "floor": floor_row([t for own in test for t in own], stream.floor_features)["accuracy"],
         "methods": {
             method: summary(c, curves["adam"])
-            | {"ratio_to_lowest": summary(c, curves[LOWEST])["ratio"]}
+            | {f"ratio_to {other}": ratio(c, curves[other]) for other in (LOWEST, *SINGLE)}
             for method, c in curves.items()
         },
     }
@@ -324,10 +328,7 @@ def summary(curves: Curves, adam: Curves) -> dict[str, Any]:
         curves: of a method.
         adam: of tuned Adam, on the same tasks.
     """
-    losses = {"adam": adam.loss, "ours": curves.loss}
-    theirs, steps = first_reached(losses, range(adam.loss.shape[1])).values()
-    ratios = theirs / np.maximum(steps, 1)
-    low, high = np.quantile(ratios[1:], [0.025, 0.975], method="nearest")
+    _, steps = reached(curves, adam)
     best = int(np.nanargmin(curves.loss.mean(axis=0)))
     return {
         "accuracy": interval(curves.accuracy[:, -1]),
@@ -336,8 +337,29 @@ def summary(curves: Curves, adam: Curves) -> dict[str, Any]:
         "best_loss": float(curves.loss.mean(axis=0)[best]),
         "best_step": best,
         "steps": float(steps[0]) if math.isfinite(steps[0]) else None,
-        "ratio": {"mean": float(ratios[0]), "low": float(low), "high": float(high)},
+        "ratio": ratio(curves, adam),
     }
+
+
+def reached(curves: Curves, adam: Curves) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps of an Adam and of a method to that Adam's lowest loss, with resamples."""
+    losses = {"adam": adam.loss, "ours": curves.loss}
+    theirs, steps = first_reached(losses, range(adam.loss.shape[1])).values()
+    return theirs, steps
+
+
+def ratio(curves: Curves, adam: Curves) -> dict[str, float]:
+    """Returns how many times fewer steps a method takes than an Adam, with an interval.
+
+    Args:
+        curves: of the method.
+        adam: of the Adam, on the same tasks.
+    """
+    theirs, steps = reached(curves, adam)
+    # Nothing is fewer than one step, and an Adam that only gets worse has its lowest loss at none.
+    ratios = np.maximum(theirs, 1) / np.maximum(steps, 1)
+    low, high = np.quantile(ratios[1:], [0.025, 0.975], method="nearest")
+    return {"mean": float(ratios[0]), "low": float(low), "high": float(high)}
 
 
 def table(folder: Path) -> str:
@@ -354,16 +376,18 @@ def table(folder: Path) -> str:
     ratios: dict[tuple[str, str], list[float]] = {}
     for result in results:
         for method, row in result["methods"].items():
-            for kind in ("ratio", "ratio_to_lowest"):
+            for kind in ("ratio", *(f"ratio_to {other}" for other in (LOWEST, *SINGLE))):
                 ratios.setdefault((method, kind), []).append(row[kind]["mean"])
             lines.append(
                 f"| {result['cell']} | {method} | {_shown(row['accuracy'])} "
                 f"| {row['best_loss']:.3f} "
                 f"| {'never' if row['steps'] is None else format(row['steps'], '.0f')} "
-                f"| {_ratio(row['ratio'])} | {_ratio(row['ratio_to_lowest'])} |"
+                f"| {_ratio(row['ratio'])} | {_ratio(row['ratio_to ' + LOWEST])} |"
             )
         lines.append(f"| {result['cell']} | no learning | {_shown(result['floor'])} | | | | |")
     for (method, kind), values in ratios.items():
+        if method in (*TUNED, *SINGLE, LOWEST) and kind != "ratio":
+            continue  # the question is where our rules stand
         lines.append(
             f"\n{method}, {kind}: interquartile mean {stats.trim_mean(values, 0.25):.2f}, "
             f"least {min(values):.2f}, {len(values)} cells"

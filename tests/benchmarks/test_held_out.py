@@ -35,6 +35,12 @@ def test_steps_are_counted_to_the_lowest_loss_that_adam_has():
     assert (diverged["steps"], diverged["accuracy"]["mean"]) == (1, None)
 
 
+def test_an_adam_that_only_gets_worse_is_met_at_the_first_step():
+    worse = curves([4, 5, 6, 7, 8])
+    assert held_out.ratio(curves([4, 3, 2, 1, 1]), worse)["mean"] == 1
+    assert held_out.ratio(curves([4, 6, 4, 3, 2]), worse)["mean"] == 1
+
+
 def test_a_cell_in_small(tmp_path, monkeypatch):
     cell = held_out.cells()["digits-cnn"]._replace(steps=4)
     monkeypatch.setattr(held_out, "cells", lambda: {"digits-cnn": cell})
@@ -59,7 +65,7 @@ def test_a_cell_in_small(tmp_path, monkeypatch):
         "adam_groups",
         "adamw",
         "muon",
-        "adam at default",
+        *held_out.SINGLE,
         "rule",
         "family",
     }
@@ -72,6 +78,8 @@ def test_a_cell_in_small(tmp_path, monkeypatch):
     shown = held_out.table(tmp_path)
     assert "| digits-cnn | no learning |" in shown
     assert "rule, ratio: interquartile mean" in shown
+    assert "rule, ratio_to adam at 0.001: interquartile mean" in shown
+    assert "muon, ratio_to adam at 0.001" not in shown
 
 
 def test_data_that_is_not_there_is_named():
