@@ -18,11 +18,11 @@ its rate tuned as Adam's is, then phi by more meta-training on training tasks of
 (evolution strategies, see ``FAMILY``). ``adam at 0.001`` and so on are Adam at one rate for all
 cells, of which 0.001 is torch's default.
 
-*Mean loss* is that along the way, for which all are tuned and trained. *Steps* is when the mean over
-tasks is down to the lowest that tuned Adam ever has, to within 0.1%; the ratio of Adam's own steps to
-them has a bootstrap interval over the tasks. The column after it is the same beside ``adam for
-lowest loss``, and below the table stands what the rules are beside Adam at each of the single rates,
-whose lowest loss is then the target.
+*Mean loss* is that along the way, for which all are tuned and trained. *Steps* is when the mean
+over tasks is down to the lowest that tuned Adam ever has, to within 0.1%; the ratio of Adam's own
+steps to them has a bootstrap interval over the tasks. The column after it is the same beside
+``adam for lowest loss``, and below the table stands what the rules are beside Adam at each of the
+single rates, whose lowest loss is then the target.
 
 What is measured is kept in ``--out``, a file for each method: a run that is interrupted goes on,
 and a method whose file is deleted is measured again.
