@@ -7,6 +7,8 @@ import torch
 
 from lightning_evolve.data import distortions
 from lightning_evolve.data.distortions import distorted
+from lightning_evolve.data.episodes import Episodes
+from lightning_evolve.data.table import Table
 from lightning_evolve.errors import UsageError
 from lightning_evolve.streams import EpisodeStream
 
@@ -109,6 +111,15 @@ def test_training_episodes_are_distorted_and_no_others():
     assert torch.equal(
         images_of(moved.tasks("train", 2, 1)), images_of(moved.tasks("train", 3)[1:])
     )
+
+
+def test_no_two_images_are_distorted_alike():
+    table = Table({"images": bars(12)}, torch.arange(12) // 6, ("a", "b"))
+    rows = table.by_class(torch.arange(12))
+    episodes = Episodes(table, rows, ways=2, shots=2, queries=3, seed=(0,), distortion=1.0)
+    images = images_of([episodes.task(0), episodes.task(1)])
+    assert len(images) == 20
+    assert len({tuple(image.flatten().tolist()) for image in images}) == 20
 
 
 @pytest.mark.parametrize("distortion", [-0.1, 3.5, math.nan])
