@@ -71,6 +71,7 @@ FAR = 10**6  # tuning tasks are training tasks that no rule has met: far along t
 TUNED = ("adam", "adam_groups", "adamw", "muon")
 LOWEST = "adam for lowest loss"
 SINGLE = {f"adam at {rate:g}": rate for rate in (1e-3, 3e-3, 1e-2, 3e-2)}
+OTHERS = (LOWEST, *SINGLE)  # Adams that methods are set beside, as they are beside the tuned one
 FAMILY = {"outer_steps": 25, "tasks": 3, "beta": 0.05, "sigma": 0.1}
 SMALL = {
     "hidden_size": 64,
@@ -316,7 +317,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "floor": floor_row([t for own in test for t in own], stream.floor_features)["accuracy"],
         "methods": {
             method: summary(c, curves["adam"])
-            | {f"ratio_to {other}": ratio(c, curves[other]) for other in (LOWEST, *SINGLE)}
+            | {f"ratio_to {other}": ratio(*reached(c, curves[other])) for other in OTHERS}
             for method, c in curves.items()
         },
     }
@@ -329,7 +330,7 @@ def summary(curves: Curves, adam: Curves) -> dict[str, Any]:
         curves: of a method.
         adam: of tuned Adam, on the same tasks.
     """
-    _, steps = reached(curves, adam)
+    theirs, steps = reached(curves, adam)
     best = int(np.nanargmin(curves.loss.mean(axis=0)))
     return {
         "accuracy": interval(curves.accuracy[:, -1]),
@@ -339,7 +340,7 @@ def summary(curves: Curves, adam: Curves) -> dict[str, Any]:
         "best_loss": float(curves.loss.mean(axis=0)[best]),
         "best_step": best,
         "steps": float(steps[0]) if math.isfinite(steps[0]) else None,
-        "ratio": ratio(curves, adam),
+        "ratio": ratio(theirs, steps),
     }
 
 
@@ -350,14 +351,13 @@ def reached(curves: Curves, adam: Curves) -> tuple[np.ndarray, np.ndarray]:
     return theirs, steps
 
 
-def ratio(curves: Curves, adam: Curves) -> dict[str, float]:
+def ratio(theirs: np.ndarray, steps: np.ndarray) -> dict[str, float]:
     """Returns how many times fewer steps a method takes than an Adam, with an interval.
 
     Args:
-        curves: of the method.
-        adam: of the Adam, on the same tasks.
+        theirs: the Adam's steps, as of :func:`reached`.
+        steps: the method's.
     """
-    theirs, steps = reached(curves, adam)
     # Nothing is fewer than one step, and an Adam that only gets worse has its lowest loss at none.
     ratios = np.maximum(theirs, 1) / np.maximum(steps, 1)
     low, high = np.quantile(ratios[1:], [0.025, 0.975], method="nearest")
@@ -378,7 +378,7 @@ def table(folder: Path) -> str:
     ratios: dict[tuple[str, str], list[float]] = {}
     for result in results:
         for method, row in result["methods"].items():
-            for kind in ("ratio", *(f"ratio_to {other}" for other in (LOWEST, *SINGLE))):
+            for kind in ("ratio", *(f"ratio_to {other}" for other in OTHERS)):
                 ratios.setdefault((method, kind), []).append(row[kind]["mean"])
             lines.append(
                 f"| {result['cell']} | {method} | {_shown(row['accuracy'])} "
@@ -388,7 +388,7 @@ def table(folder: Path) -> str:
             )
         lines.append(f"| {result['cell']} | no learning | {_shown(result['floor'])} | | | | | |")
     for (method, kind), values in ratios.items():
-        if method in (*TUNED, *SINGLE, LOWEST) and kind != "ratio":
+        if method in (*TUNED, *OTHERS) and kind != "ratio":
             continue  # the question is where our rules stand
         lines.append(
             f"\n{method}, {kind}: interquartile mean {stats.trim_mean(values, 0.25):.2f}, "

@@ -37,8 +37,8 @@ def test_steps_are_counted_to_the_lowest_loss_that_adam_has():
 
 def test_an_adam_that_only_gets_worse_is_met_at_the_first_step():
     worse = curves([4, 5, 6, 7, 8])
-    assert held_out.ratio(curves([4, 3, 2, 1, 1]), worse)["mean"] == 1
-    assert held_out.ratio(curves([4, 6, 4, 3, 2]), worse)["mean"] == 1
+    assert held_out.summary(curves([4, 3, 2, 1, 1]), worse)["ratio"]["mean"] == 1
+    assert held_out.summary(curves([4, 6, 4, 3, 2]), worse)["ratio"]["mean"] == 1
 
 
 def test_a_cell_in_small(tmp_path, monkeypatch):
