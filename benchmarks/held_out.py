@@ -72,7 +72,7 @@ TUNED = ("adam", "adam_groups", "adamw", "muon")
 LOWEST = "adam for lowest loss"
 SINGLE = {f"adam at {rate:g}": rate for rate in (1e-3, 3e-3, 1e-2, 3e-2)}
 OTHERS = (LOWEST, *SINGLE)  # Adams that methods are set beside, as they are beside the tuned one
-FAMILY = {"outer_steps": 25, "tasks": 3, "beta": 0.05, "sigma": 0.1}
+FAMILY = {"outer_steps": 25, "tasks": 3, "beta": 0.05, "sigma": 0.1, "floor": 0.02}
 SMALL = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -225,7 +225,7 @@ def meta_train(stream: EpisodeStream, cell: Cell, rule: MetaLearner, rate: float
                 task=stream.tasks("train", 1, index)[0],
                 alpha=rate,
                 steps=cell.steps,
-                reward=RelativeLoss(),
+                reward=RelativeLoss(FAMILY["floor"]),
                 measured=measured,
             )
             for name, gradient in estimator(episode).phi.items():

@@ -70,24 +70,30 @@ class Gains(MetaLearner):
             raise UsageError(f"per is {per!r}; give tensor or role")
         self.per, self.horizon, self.betas, self.eps = per, horizon, betas, eps
         self.roles = tuple(roles(params)) if per == "role" else ()
+        self.learned = frozenset(self.roles)
         rows = [ROLES.index(r) for r in self.roles] or list(range(len(params)))
         # Where each tensor's numbers stand in phi.
         self.register_buffer("rows", torch.tensor(rows, dtype=torch.int64), persistent=False)
+        # 0 for a role that phi was not learned for, whose numbers are noise.
+        self.register_buffer("known", torch.ones(len(params)), persistent=False)
         count = len(ROLES) if per == "role" else len(params)
         self.log_gains = nn.Parameter(torch.zeros(count))
         self.sharing = nn.Parameter(torch.zeros(count))
         self.log_schedule = nn.Parameter(torch.zeros(knots))
 
     rows: Tensor
+    known: Tensor
 
     def over(self, params: Tensors) -> Self:
         """See :meth:`MetaLearner.over`; warns of roles that phi was not learned for."""
         other = super().over(params)
         if self.per == "tensor":
-            rows = self.rows[self.places(params)]
+            places = self.places(params)
+            rows, known = self.rows[places], self.known[places]
         else:
             other.roles = tuple(roles(params))
-            unseen = {n: r for n, r in zip(params, other.roles, strict=True) if r not in self.roles}
+            told = self.learned.union(self.roles)
+            unseen = {n: r for n, r in zip(params, other.roles, strict=True) if r not in told}
             if unseen:
                 new = sorted(set(unseen.values()))
                 warnings.warn(
@@ -96,7 +102,8 @@ class Gains(MetaLearner):
                     stacklevel=2,
                 )
             rows = self.rows.new_tensor([ROLES.index(r) for r in other.roles])
-        other.rows = rows
+            known = self.known.new_tensor([r in self.learned for r in other.roles])
+        other.rows, other.known = rows, known
         return other
 
     def schedule(self, step: int) -> Tensor:
@@ -119,7 +126,19 @@ class Gains(MetaLearner):
             moments: Adam's, with these gradients.
             state: as of ``forward``.
         """
-        return self.log_gains[self.rows] + self.schedule(state.step)
+        return self.log_gains[self.rows] * self.known + self.schedule(state.step)
+
+    def shares(self) -> Tensor:
+        """Returns how far each tensor shares a normaliser, the w above, shape ``[tensors]``."""
+        return self.sharing[self.rows] * self.known
+
+    def mean_squares(self, second: list[Tensor]) -> Tensor:
+        """Returns the mean of each tensor's second moment, shape ``[tensors]``.
+
+        Args:
+            second: the second moments.
+        """
+        return torch.stack([v.mean() for v in second])
 
     def forward(self, grads: Tensors, params: Tensors, state: State) -> tuple[Tensors, State]:
         """See :class:`MetaLearner`."""
@@ -128,10 +147,10 @@ class Gains(MetaLearner):
         # tensor, on the same scale.
         step, (beta1, beta2) = moments.state.step, self.betas
         correction1, correction2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
-        root = torch.stack([v.mean() for v in moments.v]).clamp_min(TINY).sqrt()
+        root = self.mean_squares(moments.v).clamp_min(TINY).sqrt()
         shared = -(root * (correction1 / correction2) + correction1 * self.eps).reciprocal()
         gains = self.log_steps(grads, params, moments, state).exp()
-        jointly = gains * self.sharing[self.rows]
+        jointly = gains * self.shares()
         own = list((gains - jointly).unbind())
         direction = on_temporaries("mul", moments.direction, own)
         # Nothing remembers the product, so that it can be added to in place.
