@@ -18,7 +18,6 @@ from lightning_evolve.evolution.collection import (
     Feedback,
     Read,
     Source,
-    WatchedFolder,
     collect,
 )
 from lightning_evolve.evolution.collection import dataset as dataset_source
@@ -28,22 +27,6 @@ from lightning_evolve.evolution.records import Record
 from tests.evolution.ingested import quarantine, texts
 
 CHILDREN = Path(__file__).with_name("children.py")
-
-
-@pytest.fixture
-def inbox(tmp_path):
-    folder = tmp_path / "inbox"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def gather(journal, inbox):
-    def gather(**options):
-        folder = WatchedFolder(str(inbox), **{"settle_seconds": 0, **options})
-        return collect(journal, [folder])
-
-    return gather
 
 
 class Given(Source):
