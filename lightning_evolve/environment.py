@@ -140,8 +140,8 @@ class InnerLoopEnv(gymnasium.Env[Array, Array]):
         Returns:
             The next observation; the improvement of the score; whether the K steps are done; False,
             as an episode is never cut short; and the ``score``, the support ``loss`` and the
-            ``task``. A learner whose score is no longer finite ends the episode with a return
-            of -1.
+            ``task``. A learner whose predictions or score are no longer finite ends the
+            episode with a return of -1.
 
         Raises:
             UsageError: if the action is not one of the action space.
@@ -177,7 +177,10 @@ class InnerLoopEnv(gymnasium.Env[Array, Array]):
     @torch.no_grad()
     def _score(self) -> float:
         query = self.task.query
-        return float(self.reward(logits(self.learner, self.theta, query), query.labels))
+        predictions = logits(self.learner, self.theta, query)
+        if not predictions.isfinite().all():  # some rewards, such as the accuracy, do not mind
+            return math.nan
+        return float(self.reward(predictions, query.labels))
 
     def _observe(self) -> Array:
         """Looks at the gradient of the step to come, and keeps Adam's direction for it."""

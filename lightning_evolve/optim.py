@@ -48,8 +48,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     It is what ``torch.optim.AdamW`` is to who uses it: parameter groups, closures, hooks, LR
     schedulers, ``state_dict``, ``deepcopy`` and pickling work as there, and parameters without a
-    gradient are passed over. Steps are counted for each parameter, so one that joins or thaws
-    later begins at step 0. Parameters of 16 bits have their state, and are updated, in 32.
+    gradient are passed over; frozen ones do not count where a rule asks how many layers adapt.
+    (``OneCycleLR`` and ``CyclicLR`` want ``cycle_momentum=False``, as there is no momentum to
+    cycle.) Steps are counted for each parameter, so one that joins or thaws later begins at step 0.
+    Parameters of 16 bits have their state, and are updated, in 32.
 
     Args:
         params: ``model.named_parameters()``, ``model.parameters()`` or parameter groups. Rules
@@ -58,7 +60,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         rule: a trained rule, of which a copy is kept, or what builds one: a rule's class or a
             ``functools.partial`` of it.
         lr: the rate eta, in place of the alpha of the inner loop.
-        weight_decay: lambda.
+        weight_decay: lambda, which counts times ``lr``: with the rules that come with the package,
+            whose rate is 0.3, divide what AdamW has at 0.001 by 300.
         error_if_nonfinite: refuse a gradient with NaN or infinite values, which would stay in the
             state for ever, before anything is changed; it takes one read of the gradients, and on
             a GPU waits for them.
@@ -97,6 +100,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.compile = compile
         self.trained_on: dict[str, Any] = {}
         self._rule: MetaLearner | None = None
+        self._adapting: tuple[str, ...] | None = None
         self._forget()
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         named = self._named()
@@ -112,7 +116,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.defaults["rule"] = self._fingerprint
         for group in self.param_groups:
             group["rule"] = self._fingerprint
-        self._whole = rule.over(named)
+        self._fit()
         if compile and rule.compiled is None:
             warnings.warn(
                 f"compile=True does nothing for {type(rule).__name__}: its step is a few kernels "
@@ -202,6 +206,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._fit()
         alike: defaultdict[tuple[torch.device, torch.dtype, int], list[_Entry]] = defaultdict(list)
         for entry in self._entries():
             p = entry.param
@@ -218,7 +223,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             params = {name: p.to(dtype) for name, p, _ in entries}
             rule = self._placed(device, dtype, params)
             state = self._state(entries, step) if step else rule.init(params)
-            direction, following = rule(grads, params, state)
+            # A rule's network computes in the precision of what it moves.
+            with torch.autocast(device.type, enabled=False):
+                direction, following = rule(grads, params, state)
             self._keep(entries, following)
             self._move(entries, direction)
         return loss
@@ -300,11 +307,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         try:
             self._check(self.param_groups[-1])
             if self._rule is not None:
-                self._whole = self.rule.over(self._named())
+                self._fit()
         except UsageError:
             del self.param_groups[-1]
             raise
-        self._forget()
 
     def _check(self, group: dict[str, Any]) -> None:
         for number in ("lr", "weight_decay"):
@@ -328,6 +334,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         names = [n for group in self.param_groups for n in group.get("param_names", ())]
         return dict(zip(names or map(str, range(len(params))), params, strict=True))
+
+    def _fit(self) -> None:
+        """Fits the rule to the parameters that adapt: one that is frozen is no part of it."""
+        named = self._named()
+        adapting = tuple(n for n, p in named.items() if p.requires_grad or p.grad is not None)
+        if adapting != self._adapting:
+            self._whole = self.rule.over({name: named[name] for name in adapting})
+            self._adapting = adapting
+            self._forget()
 
     def _forget(self) -> None:
         self._rules: dict[tuple[torch.device, torch.dtype, tuple[str, ...]], MetaLearner] = {}
@@ -356,11 +371,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if p.dtype != _precision(p):
                 for kind, value in state_dict["state"].get(key, {}).items():
                     if kind != "step":
-                        self.state[p][kind] = value.to(device=p.device, copy=True)
+                        at = {"device": p.device, "dtype": _precision(p)}
+                        self.state[p][kind] = value.to(**at, copy=True)
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("error_if_nonfinite", "compile", "trained_on", "_rule", "_whole", "_fingerprint")
+        kept = ["error_if_nonfinite", "compile", "trained_on", "_rule", "_fingerprint"]
+        kept += ["_whole", "_adapting"]
         return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     @override

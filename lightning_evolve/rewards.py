@@ -136,7 +136,7 @@ class Metric(Reward):
 
     def __init__(self, metric: torchmetrics.Metric) -> None:
         self.metric = metric
-        if metric.higher_is_better is None:
+        if getattr(metric, "higher_is_better", None) is None:
             raise UsageError(
                 f"reward: {type(metric).__name__} is neither better when it is higher nor when it "
                 "is lower; name a metric that is a score, such as MulticlassCohenKappa"
@@ -148,8 +148,18 @@ class Metric(Reward):
         """See :class:`Reward`."""
         metric = self.metric.to(logits.device)
         metric.reset()
-        metric.update(logits.detach(), labels)
-        score = _scalar(metric.compute(), logits, type(metric).__name__)
+        try:
+            metric.update(logits.detach(), labels)
+            value = metric.compute()
+        except (ValueError, RuntimeError) as error:  # torchmetrics' own, where shapes do not fit
+            if not logits.isfinite().all():
+                return logits.new_tensor(math.nan)
+            classes, said = logits.shape[-1], " ".join(str(error).split())
+            raise UsageError(
+                f"reward: {type(metric).__name__} does not take logits of {classes} classes "
+                f"({said[:120]}); name a metric of classification for {classes} of them"
+            ) from error
+        score = _scalar(value, logits, type(metric).__name__)
         return score if metric.higher_is_better else -score
 
 
@@ -176,10 +186,16 @@ class Function(Reward):
 
 
 def _scalar(value: Any, logits: Tensor, name: str) -> Tensor:
-    """One finite number as a scalar like the logits; else an outer step would spoil all of phi."""
-    score = torch.as_tensor(value, dtype=logits.dtype, device=logits.device).detach()
+    """One finite number as a scalar like the logits; NaN for a learner that has diverged."""
+    try:
+        score = torch.as_tensor(value, dtype=logits.dtype, device=logits.device).detach()
+    except (TypeError, ValueError, RuntimeError):
+        score = logits.new_empty(0)
     if score.numel() != 1 or not torch.isfinite(score).all():
-        shown = value if score.numel() == 1 else f"a tensor of shape {tuple(score.shape)}"
+        if not logits.isfinite().all():
+            return logits.new_tensor(math.nan)
+        tensor = isinstance(value, Tensor) and score.numel() != 1
+        shown = f"a tensor of shape {tuple(score.shape)}" if tensor else repr(value)
         raise UsageError(
             f"reward: {name} gave {shown}, and a reward is one finite number; "
             "name another, or average and bound it in a function of your own"

@@ -73,6 +73,13 @@ def test_without_a_mistake_it_runs(place):
             ["--model.estimator", "{class_path: EvolutionStrategies, init_args: {sigma: 0}}"],
             "sigma is 0",
         ),
+        (
+            ["--model.estimator", "{class_path: EvolutionStrategies, init_args: {sigma: .inf}}"],
+            "sigma",
+        ),
+        (["--model.meta_learner", "{class_path: Adam, init_args: {betas: [1, 0.9]}}"], "betas is"),
+        (["--model.meta_learner", "{class_path: Gains, init_args: {eps: -1}}"], "eps is -1"),
+        (["--model.meta_learner", "{class_path: CoordinateMLP, init_args: {scale: 0}}"], "scale"),
         (["--model.estimator", "Implicit"], "give learn_init: true"),
         (["--model.estimator", "Reptile", "--model.learn_init", "true"], "phi of Gains"),
         (["--model.reward", "Accuracy"], "EvolutionStrategies"),

@@ -111,6 +111,17 @@ def test_a_learner_that_diverges_ends_the_episode_with_a_return_of_minus_one():
     assert env.observation_space.contains(seen)
 
 
+@pytest.mark.parametrize("reward", [Accuracy(), Function(lambda x, _: x.max()), NegativeLoss()])
+def test_predictions_that_are_not_finite_end_it_whatever_the_reward(reward):
+    env = make(alpha=1e30, reward=reward)
+    env.reset(seed=0)
+    gained, done = 0.0, False
+    while not done:
+        _, one, done, _, _ = env.step(np.ones(len(env.groups), np.float32))
+        gained += one
+    assert gained == pytest.approx(-1)
+
+
 def test_mistakes_are_named():
     with pytest.raises(UsageError, match="steps is 0"):
         make(steps=0)

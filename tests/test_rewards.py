@@ -8,6 +8,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from sklearn.metrics import cohen_kappa_score, f1_score
+from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.classification import (
     MulticlassCalibrationError,
     MulticlassCohenKappa,
@@ -64,12 +65,22 @@ def test_any_function_is_a_reward_in_the_precision_of_the_logits():
         (lambda: Metric(MulticlassConfusionMatrix(num_classes=4)), "ConfusionMatrix"),
         (lambda: Function(lambda *_: math.nan)(LOGITS, LABELS), "gave nan"),
         (lambda: Function(lambda *_: torch.zeros(3))(LOGITS, LABELS), r"shape \(3,\)"),
+        (lambda: Function(lambda *_: None)(LOGITS, LABELS), "gave None"),
+        (lambda: Function(lambda *_: "good")(LOGITS, LABELS), "gave 'good'"),
+        (lambda: Metric(MetricCollection([])), "MetricCollection is neither"),
+        (lambda: Metric(MulticlassCohenKappa(num_classes=7))(LOGITS, LABELS), "4 classes"),
+        (lambda: Metric(MeanSquaredError())(LOGITS, LABELS), "MeanSquaredError does not take"),
     ],
 )
 def test_what_is_no_score_is_refused_in_a_line(reward, match):
     with pytest.raises(UsageError, match=match) as error:
         reward()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("reward", [Function(margin), Metric(MeanSquaredError())])
+def test_a_learner_that_diverged_has_no_score_and_the_reward_is_not_to_blame(reward):
+    assert reward(torch.full_like(LOGITS, math.nan), LABELS).isnan()
 
 
 def test_only_the_loss_has_a_gradient_to_follow():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -276,7 +277,7 @@ class ActorCritic(Estimator):
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}; give a number from 0 to 1")
         for name, value in (("entropy", self.entropy), ("value_weight", self.value_weight)):
-            if not value >= 0:
+            if not (math.isfinite(value) and value >= 0):
                 raise UsageError(f"{name} is {value}; give 0 or a positive number")
 
     def __call__(self, episode: Episode) -> Estimate:

@@ -232,14 +232,17 @@ def refuse_phi(estimator: Estimator, meta_learner: MetaLearner) -> None:
 def windows(steps: int, truncation: int) -> Iterator[range]:
     """Yields the inner steps in windows that a meta-gradient flows through.
 
+    A short one comes first: the last step is always measured, and its reward is to reach back over
+    a whole window.
+
     Args:
         steps: number of inner steps K.
         truncation: length of a window, 0 for all steps in one.
 
     Example:
         >>> list(windows(5, 2))
-        [range(0, 2), range(2, 4), range(4, 5)]
+        [range(0, 1), range(1, 3), range(3, 5)]
     """
     length = truncation or steps
-    for first in range(0, steps, length):
-        yield range(first, min(first + length, steps))
+    for end in range(steps % length or length, steps + 1, length):
+        yield range(max(0, end - length), end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -75,7 +76,7 @@ class EvolutionStrategies(Estimator):
         pairs: antithetic pairs a task; each costs two adaptations.
 
     Raises:
-        UsageError: if ``sigma`` is not positive or ``pairs`` below 1.
+        UsageError: if ``sigma`` is not a positive number or ``pairs`` below 1.
     """
 
     anneals: ClassVar[bool] = True
@@ -84,7 +85,7 @@ class EvolutionStrategies(Estimator):
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        if not self.sigma > 0:
+        if not (math.isfinite(self.sigma) and self.sigma > 0):
             raise UsageError(f"sigma is {self.sigma}; give a positive number such as 0.1")
         if self.pairs < 1:
             raise UsageError(f"pairs is {self.pairs}; give at least 1")

@@ -90,7 +90,10 @@ def implicit(
         return _flat(product).add_(vector, alpha=damping)
 
     solve = conjugate_gradients if solver == "cg" else neumann_series
-    solution = solve(damped_hessian, uphill, iterations).mul_(damping)
+    solution = solve(damped_hessian, uphill, iterations)
+    if not solution.any():  # the loss does not bend upwards: as if it were flat
+        solution = uphill / damping
+    solution = solution.mul_(damping)
     return Estimate(
         phi={},
         theta={n: t for n, t in zip(theta, _split(solution, theta), strict=True) if n in initial},
@@ -104,7 +107,7 @@ def conjugate_gradients(matrix: Product, vector: Tensor, iterations: int) -> Ten
     """Solves ``matrix x = vector`` (Hestenes and Stiefel 1952).
 
     Where the curvature along a direction is not positive, as a loss that is not convex can have
-    it, the solution so far is returned (Steihaug 1983); at the first one that is the vector.
+    it, the solution so far is returned (Steihaug 1983); at the first one that is zero.
 
     Args:
         matrix: the product with a symmetric positive definite matrix.
@@ -119,13 +122,13 @@ def conjugate_gradients(matrix: Product, vector: Tensor, iterations: int) -> Ten
     solution, residual = torch.zeros_like(vector), vector.clone()
     direction, squared = residual.clone(), residual.dot(residual)
     tiny = squared * torch.finfo(vector.dtype).eps ** 2
-    for number in range(iterations):
+    for _ in range(iterations):
         if squared <= tiny:
             break
         product = matrix(direction)
         curvature = direction.dot(product)
         if curvature <= 0:
-            return solution if number else vector.clone()
+            return solution
         length = squared / curvature
         solution += length * direction
         residual -= length * product

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -74,7 +75,7 @@ class Reinforce(Estimator):
         population: actions a task; each costs an adaptation.
 
     Raises:
-        UsageError: if ``sigma`` is not positive or ``population`` below 2.
+        UsageError: if ``sigma`` is not a positive number or ``population`` below 2.
     """
 
     anneals: ClassVar[bool] = True
@@ -83,7 +84,7 @@ class Reinforce(Estimator):
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        if not self.sigma > 0:
+        if not (math.isfinite(self.sigma) and self.sigma > 0):
             raise UsageError(
                 f"sigma is {self.sigma}, and a policy that always does the same has no gradient; "
                 "give a positive number such as 0.1"

@@ -263,11 +263,20 @@ class Unrolled(Estimator):
                 f"truncation is {self.truncation} and there are {steps} inner steps; "
                 "lower it to at most that, or give 0 for all of them"
             )
-        if learn_init and self.truncation and min(measured) > self.truncation:
+        parts = list(windows(steps, self.truncation))
+        if learn_init and min(measured) > parts[0].stop:
             raise UsageError(
-                f"a learned initial theta gets no gradient: truncation is {self.truncation} and "
-                f"the reward is first measured after step {min(measured)}; "
-                "raise truncation or measurements"
+                f"a learned initial theta gets no gradient: with truncation {self.truncation} it "
+                f"comes from the first {parts[0].stop} inner steps, and the reward is first "
+                f"measured after step {min(measured)}; raise truncation or measurements"
+            )
+        blind = [part for part in parts if not any(k + 1 in measured for k in part)]
+        if blind:
+            warnings.warn(
+                f"truncation is {self.truncation}, and no reward is measured in {len(blind)} of "
+                f"the {len(parts)} windows of so many inner steps, from which nothing is learned; "
+                f"raise measurements (now {len(measured)}) or truncation",
+                stacklevel=2,
             )
         window = self.truncation or steps
         if self.checkpoint >= window:

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.meta_learners.base import MetaLearner, State, named
-from lightning_evolve.meta_learners.moments import adam_moments
+from lightning_evolve.meta_learners.moments import adam_moments, check_adam
 from lightning_evolve.tasks import Tensors
 
 
@@ -28,7 +28,7 @@ class Adam(MetaLearner):
             ``{"embedding.*": 30.0}``; parameters that no pattern names have the ratio 1.
 
     Raises:
-        UsageError: if a pattern names no parameter.
+        UsageError: for a number out of range, or a pattern that names no parameter.
     """
 
     elementwise = True
@@ -44,6 +44,7 @@ class Adam(MetaLearner):
         ratios: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(params)
+        check_adam(betas, eps, weight_decay)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         for pattern in ratios or {}:
             if not any(fnmatchcase(name, pattern) for name in params):

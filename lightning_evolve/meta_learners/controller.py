@@ -55,7 +55,8 @@ class Controller(MetaLearner):
         scale: factor of the policy network, which makes a step of beta on phi a small step of it.
 
     Raises:
-        UsageError: if ``horizon`` or ``hidden_size`` is below 1 or ``spread`` not positive.
+        UsageError: if ``horizon`` or ``hidden_size`` is below 1 or ``spread`` or
+            ``scale`` not positive.
     """
 
     accumulators = ("m", "v")
@@ -74,7 +75,9 @@ class Controller(MetaLearner):
             raise UsageError(
                 f"horizon is {horizon} and hidden_size is {hidden_size}; give at least 1 of each"
             )
-        if not spread > 0:
+        if not (math.isfinite(scale) and scale > 0):
+            raise UsageError(f"scale is {scale}; give a positive number such as 0.1")
+        if not (math.isfinite(spread) and spread > 0):
             raise UsageError(
                 f"spread is {spread}, and a policy that always does the same learns nothing; "
                 "give a positive number such as 0.2"

@@ -63,7 +63,7 @@ class CoordinateLSTM(MetaLearner):
         scale: the constant c, 0.1 in the paper.
 
     Raises:
-        UsageError: if ``hidden_size`` is below 1.
+        UsageError: if ``hidden_size`` is below 1 or ``scale`` not positive.
     """
 
     hidden_states = tuple(f"{kind}{layer}" for layer in range(_LAYERS) for kind in "hc")
@@ -72,6 +72,8 @@ class CoordinateLSTM(MetaLearner):
         super().__init__(params)
         if hidden_size < 1:
             raise UsageError(f"hidden_size is {hidden_size}; give at least 1")
+        if not (math.isfinite(scale) and scale > 0):
+            raise UsageError(f"scale is {scale}; give a positive number such as 0.1")
         self.hidden_size, self.scale = hidden_size, scale
         self.cells = nn.ModuleList(
             [nn.LSTMCell(2 if i == 0 else hidden_size, hidden_size) for i in range(_LAYERS)]

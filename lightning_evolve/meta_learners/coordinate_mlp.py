@@ -63,7 +63,7 @@ class CoordinateMLP(MetaLearner):
         normalised: whether the length of a tensor's update is Adam's.
 
     Raises:
-        UsageError: if ``hidden_size`` is below 1.
+        UsageError: if ``hidden_size`` is below 1 or ``scale`` not positive.
     """
 
     compiled: bool | None = False
@@ -79,6 +79,8 @@ class CoordinateMLP(MetaLearner):
         super().__init__(params)
         if hidden_size < 1:
             raise UsageError(f"hidden_size is {hidden_size}; give at least 1")
+        if not (math.isfinite(scale) and scale > 0):
+            raise UsageError(f"scale is {scale}; give a positive number such as 0.1")
         self.scale, self.normalised = scale, normalised
         last = nn.Linear(hidden_size, 2)
         nn.init.zeros_(last.weight)

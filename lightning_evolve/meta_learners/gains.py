@@ -13,7 +13,7 @@ from typing_extensions import Self
 from lightning_evolve.errors import UsageError
 from lightning_evolve.meta_learners.base import MetaLearner, State, named
 from lightning_evolve.meta_learners.foreach import on_temporaries
-from lightning_evolve.meta_learners.moments import TINY, Moments, adam_moments
+from lightning_evolve.meta_learners.moments import TINY, Moments, adam_moments, check_adam
 from lightning_evolve.meta_learners.roles import ROLES, roles
 from lightning_evolve.tasks import Tensors
 
@@ -46,7 +46,8 @@ class Gains(MetaLearner):
         eps: added to the root.
 
     Raises:
-        UsageError: if ``horizon`` is below 1, ``knots`` below 2, or ``per`` neither of the two.
+        UsageError: if ``horizon`` is below 1, ``knots`` below 2, ``per`` neither of the two, or a
+            number of Adam out of range.
     """
 
     accumulators = ("m", "v")
@@ -68,6 +69,7 @@ class Gains(MetaLearner):
             )
         if per not in ("tensor", "role"):
             raise UsageError(f"per is {per!r}; give tensor or role")
+        check_adam(betas, eps)
         self.per, self.horizon, self.betas, self.eps = per, horizon, betas, eps
         self.roles = tuple(roles(params)) if per == "role" else ()
         self.learned = frozenset(self.roles)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_evolve.errors import UsageError
 from lightning_evolve.meta_learners.base import State, named
 from lightning_evolve.meta_learners.foreach import on_temporaries
 from lightning_evolve.tasks import Tensors
@@ -15,6 +16,25 @@ from lightning_evolve.tasks import Tensors
 TINY = 1e-30
 """The smallest square whose root is taken: sqrt has no derivative at 0, and rows of an embedding
 that a batch does not touch have a gradient of exactly 0. Far below any eps^2."""
+
+
+def check_adam(betas: tuple[float, float], eps: float, weight_decay: float = 0.0) -> None:
+    """Refuses numbers of Adam that are out of range.
+
+    Args:
+        betas: decays of the two moments.
+        eps: added to the root.
+        weight_decay: decoupled decay.
+
+    Raises:
+        UsageError: naming the first of them.
+    """
+    for beta in betas:
+        if not 0 <= beta < 1:
+            raise UsageError(f"betas is {betas}; give two numbers from 0 to below 1")
+    for name, value in (("eps", eps), ("weight_decay", weight_decay)):
+        if not (math.isfinite(value) and value >= 0):
+            raise UsageError(f"{name} is {value}; give 0 or a positive number")
 
 
 class Moments(NamedTuple):

@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.meta_learners.base import MetaLearner, State, named
-from lightning_evolve.meta_learners.moments import TINY, adam_moments
+from lightning_evolve.meta_learners.moments import TINY, adam_moments, check_adam
 from lightning_evolve.tasks import Tensors
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -73,7 +73,7 @@ class Muon(MetaLearner):
             embeddings and the head, as Jordan et al. advise, unless no matrix were left then.
 
     Raises:
-        UsageError: if ``momentum`` is outside 0..1 or a pattern names no parameter.
+        UsageError: for a number out of range, or a pattern that names no parameter.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Muon(MetaLearner):
         super().__init__(params)
         if not 0 <= momentum < 1:
             raise UsageError(f"momentum is {momentum}; give a number from 0 to below 1")
+        check_adam(betas, eps, weight_decay)
         for pattern in adamw or ():
             if not any(fnmatchcase(name, pattern) for name in params):
                 known = ", ".join(params)

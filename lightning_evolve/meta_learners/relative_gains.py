@@ -119,4 +119,4 @@ def _least(role: str, tensor: Tensor) -> float:
 
 def _layers(params: Tensors) -> int:
     """The number of matrices, one for each layer that changes what goes through the network."""
-    return max(1, sum(p.dim() > 1 for p in params.values()))
+    return max(1, sum(p.dim() > 1 and p.numel() > 0 for p in params.values()))

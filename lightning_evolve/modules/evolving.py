@@ -27,6 +27,7 @@ from lightning_evolve.meta_learners import Gains, MetaLearner, MetaLearnerFactor
 from lightning_evolve.modules.building import adapting, attached_spec, build, drawn_in_single
 from lightning_evolve.modules.checkpoints import check_same_tensors, restored_spec, saved_entry
 from lightning_evolve.modules.compatibility import check_trainer
+from lightning_evolve.modules.finite import FiniteEstimates
 from lightning_evolve.modules.memories import loaded, saved, under_way
 from lightning_evolve.modules.metrics import LOGGED, Mean, PerTaskMetrics, PooledMetrics
 from lightning_evolve.modules.persistent import averaged, matched
@@ -216,7 +217,7 @@ class EvolvingClassifier(L.LightningModule):
                 p.requires_grad_(True)
         self.state = self.meta_learner.init(detached(self.theta()))
         self.val_metrics, self.test_metrics = self._metrics("val/"), self._metrics("test/")
-        self.rewards = Mean()
+        self.rewards, self.finite = Mean(), FiniteEstimates()
 
     def _metrics(self, prefix: str) -> Any:
         assert self.spec is not None, "build() sets it"
@@ -275,9 +276,14 @@ class EvolvingClassifier(L.LightningModule):
         schedule: torch.optim.lr_scheduler.LRScheduler
         schedule = torch.optim.lr_scheduler.LambdaLR(outer, lambda _: 1.0)
         if self.beta_schedule == "cosine":
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-                outer, T_max=int(self.trainer.estimated_stepping_batches)
-            )
+            total = self.trainer.estimated_stepping_batches
+            if not math.isfinite(total):
+                raise UsageError(
+                    "beta_schedule is cosine, which ends with the run, and nothing says how many "
+                    "outer steps that has; give --trainer.max_epochs or --trainer.max_steps, or "
+                    "--model.beta_schedule constant"
+                )
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(outer, T_max=int(total))
         return [inner, outer], [schedule]
 
     # ---------------------------------------------------------------- training
@@ -327,10 +333,14 @@ class EvolvingClassifier(L.LightningModule):
             [self.episode(task, memory) for task, memory in zip(batch, memories, strict=True)]
         )
         self.memories = [estimate.memory for estimate in estimates]
-        self._outer_step(self._weighed(batch, estimates))
+        self._outer_step(self._weighed(batch, self.finite(estimates)))
         if self.persistent:
             self._carry_on([estimate.adapted for estimate in estimates])
         self._log_training(batch, estimates)
+
+    def on_train_epoch_end(self) -> None:
+        """Tells of estimates that were left out."""
+        self.finite.tell(partial(self.trainer.strategy.reduce, reduce_op="sum"), self.alpha)
 
     def _weighed(self, batch: list[Task], estimates: list[Estimate]) -> list[Estimate]:
         """The estimates as the outer step averages them."""
@@ -399,9 +409,11 @@ class EvolvingClassifier(L.LightningModule):
 
         Returns:
             Logits after the last step, and the mean reward over the measured steps, or what it is
-            annealed to.
+            annealed to; with persistent theta that of the last step, as the measured ones are of
+            a training task's K.
         """
         steps = len(task.support) if self.persistent else self.steps
+        measured = {steps, *(() if self.persistent else self.measured)}
         rewards = []
         # Lightning may evaluate under inference mode, where nothing can be differentiated.
         with torch.inference_mode(False), torch.no_grad():
@@ -421,7 +433,7 @@ class EvolvingClassifier(L.LightningModule):
                 ),
                 start=1,
             ):
-                if k == steps or k in self.measured:
+                if k in measured:
                     predictions = logits(learner, adapted.theta, task.query)
                     rewards.append(self.reward(predictions, task.query.labels))
         return predictions, rewards[-1] if self.anneal else torch.stack(rewards).mean()

@@ -28,6 +28,17 @@ from lightning_evolve.tasks import Tensors
 FORMAT = 1
 PHI, CONFIG, CARD = "rule.safetensors", "config.json", "README.md"
 _BUNDLED = Path(__file__).parent
+_KINDS: dict[str, Any] = {
+    "class": str,
+    "class_version": int,
+    "options": dict,
+    "options_not_saved": list,
+    "tensors": dict,
+    "alpha": (int, float, type(None)),
+    "trained_on": dict,
+    "lightning_evolve": str,
+}
+"""What a rule's configuration holds."""
 
 
 def bundled() -> list[str]:
@@ -84,7 +95,7 @@ def save_rule(
         trained_on: what it was trained on, in short words and numbers.
 
     Raises:
-        UsageError: if the folder cannot be written.
+        UsageError: if the folder cannot be written, or ``trained_on`` is not JSON.
     """
     config = configuration(rule, alpha=alpha, trained_on=trained_on)
     _write(Path(folder), rule.state_dict(), config)
@@ -157,13 +168,29 @@ def load_rule(name: str | Path, **options: Any) -> tuple[MetaLearner, dict[str, 
         )
     # Only names and shapes matter, and expanded tensors have no memory.
     tensors = {n: torch.zeros(()).expand(shape) for n, shape in config["tensors"].items()}
-    rule = cls(tensors, **settings)
+    try:
+        rule = cls(tensors, **settings)
+    except UsageError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"{folder}: {cls.__name__} cannot be built with "
+            f"{', '.join(f'{k}={v!r}' for k, v in settings.items())} ({_short(error)}); give it "
+            "the options that it was trained with"
+        ) from error
     rule.load_state_dict(_read_phi(folder, rule))
     return rule, config
 
 
 def _write(folder: Path, phi: Mapping[str, torch.Tensor], config: dict[str, Any]) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in phi.items()}
+    # Before anything is written: phi under the options of another rule would be a third one.
+    for key, value in config["trained_on"].items():
+        if not (isinstance(key, str) and _is_json(value)):
+            raise UsageError(
+                f"trained_on has {key!r}: {value!r}, which is not JSON; give text, finite numbers "
+                "of Python (float(x), x.item()), lists and dictionaries of them"
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / PHI) as temporary:
@@ -212,7 +239,8 @@ def _card(config: dict[str, Any], phi: Tensors) -> str:
             "```",
             "",
             "Step sizes are learned relative to `lr`, and for models and tasks like those that it",
-            "was trained on; elsewhere tune `lr`, and compare with Adam.",
+            "was trained on; elsewhere tune `lr`, and compare with Adam. As in AdamW, a",
+            "`weight_decay` counts times `lr`.",
             "",
         ]
     )
@@ -250,10 +278,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{config.get('lightning_evolve')}, and this is {__version__}, which reads format "
             f"{FORMAT}; install that version, or save the rule again"
         )
-    needed = ("class", "class_version", "options", "options_not_saved", "tensors", "alpha")
-    for key in (*needed, "trained_on", "lightning_evolve"):
-        if key not in config:
-            raise UsageError(f"{file} is damaged: it has no {key!r}; save the rule again")
+    for key, kinds in _KINDS.items():
+        if not isinstance(config.get(key, ...), kinds):
+            found = json.dumps(config[key])[:40] if key in config else "missing"
+            raise UsageError(f"{file} is damaged: {key!r} is {found}; save the rule again")
+    for name, shape in config["tensors"].items():
+        if not (isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)):
+            raise UsageError(
+                f"{file} is damaged: the shape of {name} is {json.dumps(shape)[:40]}; save the "
+                "rule again"
+            )
     return config
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.estimators import (
@@ -17,6 +18,7 @@ from lightning_evolve.estimators import (
 from lightning_evolve.estimators.implicit import conjugate_gradients, neumann_series
 from lightning_evolve.inner_loop import Adapted, adapt, detached
 from lightning_evolve.learners import Head
+from lightning_evolve.learners.base import Learner
 from lightning_evolve.meta_learners import SGD, Gains
 from lightning_evolve.rewards import Accuracy, NegativeLoss
 from lightning_evolve.tasks import Batch, DataSpec, Task
@@ -95,7 +97,48 @@ def test_the_solvers_solve():
 def test_a_curvature_that_is_not_positive_ends_the_solution_before_it():
     scales = torch.tensor([1.0, -4.0])
     vector = torch.tensor([0.1, 1.0])
-    assert torch.equal(conjugate_gradients(lambda x: scales * x, vector, 2), vector)
+    solution = conjugate_gradients(lambda x: scales * x, vector, 2)
+    assert torch.equal(solution, torch.zeros_like(vector))
+
+
+def test_implicit_takes_a_loss_that_bends_downwards_as_flat():
+    """The gradient by theta_0 is then that of the reward, whatever the damping."""
+    flat, downwards = (implicit(bent_episode(bend), damping=0.01).theta["w"] for bend in (0.0, 1.0))
+    torch.testing.assert_close(downwards, flat)
+    assert flat.norm() > 0.1
+
+
+class Bent(Learner):
+    """Logits (x w + bend |w|^2, 0), where x and bend are features."""
+
+    def __init__(self):
+        super().__init__(DataSpec(num_classes=2, shape=(3,)))
+        self.w = nn.Parameter(torch.tensor([0.1, -0.1], dtype=torch.float64))
+
+    def forward(self, features):
+        z = features[:, :2] @ self.w + features[:, 2] * self.w.square().sum()
+        return torch.stack([z, torch.zeros_like(z)], dim=-1)
+
+
+def bent_episode(bend):
+    """The support loss bends downwards by the bend; the query loss is that of a linear model."""
+    support, query = torch.zeros(4, 3).double(), torch.ones(4, 3).double()
+    support[:, 2], query[:, 2] = bend, 0.0
+    labels = torch.zeros(4, dtype=torch.int64)
+    learner = Bent()
+    theta = dict(learner.named_parameters())
+    rule = SGD(theta)
+    support, query = (Batch({"features": x}, labels, labels) for x in (support, query))
+    return Episode(
+        learner=learner,
+        meta_learner=rule,
+        start=Adapted(theta, rule.init(theta)),
+        task=Task((support,), query),
+        alpha=1e-9,
+        steps=1,
+        reward=NegativeLoss(),
+        measured=(1,),
+    )
 
 
 def test_implicit_runs_on_every_kind_of_learner():

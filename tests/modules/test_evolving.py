@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import lightning as L
@@ -129,6 +130,53 @@ def test_beta_falls_to_zero_over_the_run(tmp_path):
     assert m.trainer.optimizers[1].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
 
 
+def test_a_cosine_needs_an_end(tmp_path):
+    t = trainer(tmp_path, max_epochs=-1, max_time="00:00:00:01")
+    with pytest.raises(UsageError, match=r"give --trainer\.max_epochs"):
+        t.fit(module(beta_schedule="cosine"), datamodule=stream())
+
+
+def test_the_reward_of_persistent_theta_is_that_after_the_last_batch():
+    """The steps after which a training task is scored say nothing about a longer one."""
+    data = stream()
+    data.setup()
+    m = module(theta="persistent", steps=1, measurements=1)
+    m.build(data.spec)
+    task = data.tasks("validation", 1)[0]
+    longer = task._replace(support=task.support * 3)
+    predictions, reward = m.adapted_logits(longer)
+    assert torch.equal(reward, m.reward(predictions, task.query.labels))
+
+
+class Spoiled(EvolutionStrategies):
+    """An estimate of so many is NaN."""
+
+    every = 2
+    played = 0
+
+    def __call__(self, episode):
+        estimate = super().__call__(episode)
+        type(self).played += 1
+        if type(self).played % self.every == 0:
+            spoiled = {n: t * torch.nan for n, t in estimate.phi.items()}
+            estimate = estimate._replace(phi=spoiled)
+        return estimate
+
+
+def test_estimates_that_are_not_finite_are_left_out_and_told_once_an_epoch(tmp_path):
+    m = module(estimator=Spoiled())
+    with pytest.warns(UserWarning, match=r"20 of 40 gradients .* were not finite"):
+        trainer(tmp_path, max_epochs=1).fit(m, datamodule=stream())
+    phi = torch.cat([p.flatten() for p in m.meta_learner.parameters()])
+    assert phi.isfinite().all()
+    assert phi.abs().sum() > 0
+
+
+def test_a_run_that_only_diverges_stops_and_says_so(tmp_path):
+    with pytest.raises(UsageError, match=r"no gradient .* was finite .*lower alpha \(now 1e\+30\)"):
+        trainer(tmp_path, max_epochs=2).fit(module(alpha=1e30), datamodule=stream())
+
+
 @pytest.mark.parametrize("theta", ["episodic", "persistent"])
 def test_resume_is_exact(tmp_path, theta):
     """Stopped in the middle of an epoch and resumed: bit for bit the uninterrupted run."""
@@ -194,11 +242,20 @@ def test_a_checkpoint_of_another_learner_is_refused(tmp_path):
         ({"learn_init": True, "theta": "persistent"}, "persistent"),
         ({"learn_init": True, "estimator": EvolutionStrategies()}, "initial theta"),
         ({"learn_init": True, "estimator": Unrolled(truncation=1)}, "no gradient"),
+        ({"learn_init": True, "estimator": Unrolled(truncation=4), "steps": 6}, "first 2 inner"),
     ],
 )
 def test_what_cannot_work_is_refused(options, message):
     with pytest.raises(UsageError, match=message):
         module(**options)
+
+
+def test_windows_without_a_reward_are_warned_of():
+    with pytest.warns(UserWarning, match=r"no reward is measured in 2 of the 3 windows"):
+        module(steps=6, estimator=Unrolled(truncation=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(steps=6, measurements=3, estimator=Unrolled(truncation=2))
 
 
 def test_a_pattern_that_names_no_parameter_is_refused(tmp_path):

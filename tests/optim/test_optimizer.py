@@ -229,6 +229,48 @@ def test_parameters_may_thaw_and_join_later_and_begin_at_step_0():
     assert ours["empty"] not in optimizer.state
 
 
+def test_what_is_frozen_does_not_count_as_a_layer():
+    """A head on a frozen encoder steps as a head alone does, until the encoder thaws."""
+    model, alone = Net(), Net()
+    for name, p in model.named_parameters():
+        p.requires_grad_(name.startswith("head"))
+    rule = disturb(RelativeGains(dict(Net().named_parameters())))
+    ours = LearnedOptimizer(model.named_parameters(), rule)
+    head = {n: p for n, p in alone.named_parameters() if n.startswith("head")}
+    theirs = LearnedOptimizer(head.items(), rule)
+    train(alone, theirs)
+    equal(train(model, ours), head)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    train(model.requires_grad_(True), ours, steps=1)
+    thawed = model.head.weight - before["head.weight"]
+    train(alone, theirs, steps=1)
+    # Three matrices adapt now in place of one, and the features are the same as before.
+    torch.testing.assert_close(3 * thawed, alone.head.weight - before["head.weight"])
+    assert not torch.equal(model.hidden.weight, before["hidden.weight"])
+
+
+def test_nothing_adapts_and_nothing_moves():
+    model = Net().requires_grad_(False)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    for rule in RULES:
+        LearnedOptimizer(model.named_parameters(), rule).step()
+    equal(dict(model.named_parameters()), before)
+
+
+@pytest.mark.parametrize("rule", [CoordinateMLP, CoordinateLSTM, Controller, Muon, RelativeGains])
+def test_autocast_is_for_the_model_and_not_for_the_rule(rule):
+    model, other = Net(), Net()
+    inside, outside = optimizer_of(model, rule), optimizer_of(other, rule)
+    for step in range(3):
+        for one, optimizer in ((model, inside), (other, outside)):
+            optimizer.zero_grad()
+            loss_of(one, step).backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            inside.step()
+        outside.step()
+    equal(dict(model.named_parameters()), dict(other.named_parameters()))
+
+
 @pytest.mark.parametrize("rule", [Gains, MetaSGD, Controller, Muon, RATIOS])
 def test_a_subset_takes_what_belongs_to_its_own_tensors(rule):
     whole, part = Net(), Net()
@@ -306,6 +348,18 @@ def test_a_state_goes_to_parameters_of_another_precision():
     equal(dict(other.named_parameters()), dict(whole.named_parameters()), rtol=1e-3, atol=1e-4)
     kinds = {t.dtype for s in resumed.state.values() for t in s.values() if torch.is_tensor(t)}
     assert kinds == {torch.float64}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_state_of_64_bits_goes_to_parameters_of_16(dtype):
+    model, other = Net(torch.float64), Net(dtype)
+    optimizer = optimizer_of(model)
+    train(model, optimizer, steps=2)
+    resumed = optimizer_of(other)
+    resumed.load_state_dict(optimizer.state_dict())
+    train(other, resumed, steps=1, first=2)
+    kinds = {t.dtype for s in resumed.state.values() for t in s.values() if torch.is_tensor(t)}
+    assert kinds == {torch.float32}
 
 
 def test_a_state_of_other_groups_is_refused_as_torchs_optimizers_do():

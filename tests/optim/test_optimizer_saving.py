@@ -6,6 +6,7 @@ import json
 import re
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -147,7 +148,7 @@ def cut(file):
         (lambda f: (f / "rule.safetensors").write_bytes(b""), "rule.safetensors is damaged"),
         (lambda f: cut(f / "config.json"), "config.json is damaged"),
         (lambda f: (f / "config.json").write_text("[]"), "config.json is not of a rule"),
-        (lambda f: (f / "config.json").write_text('{"format": 1}'), "it has no 'class'"),
+        (lambda f: (f / "config.json").write_text('{"format": 1}'), "'class' is missing"),
         (lambda f: change(f, format=9), "is in format 9 of lightning-evolve"),
         (lambda f: change(f, class_version=9), "its phi is for version 9 of Gains"),
         (lambda f: change(f, **{"class": "Gians"}), "the rule 'Gians' is none of .*Gains"),
@@ -156,6 +157,11 @@ def cut(file):
         (lambda f: change(f, options={"knots": 1}), "knots is 1"),
         (lambda f: change(f, options={"knobs": 3}), "Gains has no option 'knobs'"),
         (lambda f: change(f, alpha=None), "give lr"),
+        (lambda f: change(f, alpha="x"), "'alpha' is \"x\""),
+        (lambda f: change(f, options=None), "'options' is null"),
+        (lambda f: change(f, options={"horizon": "x"}), "Gains cannot be built with horizon='x'"),
+        (lambda f: change(f, tensors=[1]), r"'tensors' is \[1\]"),
+        (lambda f: change(f, tensors={"w": [2, -1]}), r"the shape of w is \[2, -1\]"),
         (lambda f: change(f, options_not_saved=["eps"]), "the option 'eps' of Gains could not be"),
     ],
 )
@@ -164,6 +170,14 @@ def test_what_is_damaged_is_told_in_one_line(folder, damage, said):
     with pytest.raises(UsageError, match=said) as error:
         LearnedOptimizer.from_pretrained(Net().named_parameters(), folder)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_not_json_is_refused_before_a_rule_is_replaced(folder):
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    other = optimizer_of(Net(), partial(Gains, horizon=5))
+    with pytest.raises(UsageError, match=r"trained_on has 'accuracy': .*float\(x\)"):
+        other.save_pretrained(folder, trained_on={"accuracy": np.float32(0.9)})
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
 
 
 def test_an_undamaged_one_loads(folder):
