@@ -29,8 +29,8 @@ from lightning_evolve.evolution.collection import Planned
 from lightning_evolve.evolution.model import Model
 from lightning_evolve.evolution.pool import encoded
 from lightning_evolve.evolution.state import State
+from lightning_evolve.files import write_json
 from lightning_evolve.reports.evolution import WAYS, comparison
-from lightning_evolve.reports.files import write_json
 
 MOST = 1500  # rows to test on
 

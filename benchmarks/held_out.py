@@ -56,13 +56,13 @@ from lightning_evolve.evaluation.curves import Curves, adaptation_curves
 from lightning_evolve.evaluation.rivals import Rival, tuned_rivals
 from lightning_evolve.evaluation.statistics import first_reached, interval
 from lightning_evolve.evaluation.tuning import tune
+from lightning_evolve.files import replacing, write_json
 from lightning_evolve.inner_loop import Adapted, detached
 from lightning_evolve.learners import BERT, CNN, LSTM, Head
 from lightning_evolve.learners.base import Learner, LearnerFactory
 from lightning_evolve.meta_learners import Adam, MetaLearner
 from lightning_evolve.modules.building import build
 from lightning_evolve.pretrained import load_rule
-from lightning_evolve.reports.files import replacing, write_json
 from lightning_evolve.rewards import RelativeLoss
 from lightning_evolve.streams import EpisodeStream
 from lightning_evolve.tasks import Task, Tensors

@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lightning_evolve.errors import UsageError
-from lightning_evolve.reports.files import replacing
+from lightning_evolve.files import replacing
 
 FOLDER, LAST, BEST = "checkpoints", "last.ckpt", "best.ckpt"
 

@@ -19,11 +19,11 @@ from lightning_evolve.evaluation.curves import Curves
 from lightning_evolve.evaluation.ordinary import Point, Trained, compare_on_rows
 from lightning_evolve.evaluation.rivals import RIVALS
 from lightning_evolve.evaluation.statistics import interval
+from lightning_evolve.files import free, write_json
 from lightning_evolve.inner_loop import detached
 from lightning_evolve.learners.base import Learner
 from lightning_evolve.modules import Classifier, EvolvingClassifier, EvolvingRule
 from lightning_evolve.modules.building import adapting, build
-from lightning_evolve.reports.files import free, write_json
 from lightning_evolve.reports.plot import plot_curves
 from lightning_evolve.reports.table import print_results
 from lightning_evolve.reports.wandb import log_results

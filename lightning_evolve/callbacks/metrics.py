@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from lightning_evolve.reports.files import replacing
+from lightning_evolve.files import replacing
 
 _EVALUATION = ("val/", "test/")
 

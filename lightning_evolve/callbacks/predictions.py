@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from lightning_evolve.reports.files import free, replacing
+from lightning_evolve.files import free, replacing
 from lightning_evolve.tasks import Batch, Task
 
 _COLUMNS = ["row", "text", "predicted", "probability"]

@@ -85,7 +85,7 @@ def run(command: str, arguments: list[str]) -> int:
 
 def _remember(known: Path, text: str) -> None:
     """Keeps the configuration of a run; a run keeps to its own."""
-    from lightning_evolve.reports.files import replacing
+    from lightning_evolve.files import replacing
 
     if not known.exists():
         with replacing(known) as temporary:
@@ -144,12 +144,12 @@ def _until(evolution: Evolution, state: State, last: int | None) -> Iterator[Any
 def _report(state: State) -> None:
     from rich.console import Console
 
+    from lightning_evolve.files import write_json
     from lightning_evolve.reports.evolution import (
         comparison,
         plot_generations,
         print_comparison,
     )
-    from lightning_evolve.reports.files import write_json
 
     console = Console()
     generations = [g for g in state.journal.generations() if g.finished]

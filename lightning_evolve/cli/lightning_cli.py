@@ -31,7 +31,7 @@ from lightning_evolve.cli.run_directory import CONFIG
 from lightning_evolve.cli.training import Session, first_process
 from lightning_evolve.cli.wandb import Wandb, start, warn_of_ignored
 from lightning_evolve.errors import UsageError
-from lightning_evolve.reports.files import free, replacing, write_json
+from lightning_evolve.files import free, replacing, write_json
 from lightning_evolve.reports.wandb import log_checkpoint
 
 # Imported before parsing, so that YAML may name their classes without the path.

@@ -57,7 +57,7 @@ def run(command: str, arguments: list[str]) -> int:
             raise UsageError(f"{path} has no results.json: this model gives no table to sum up")
         results[seed] = json.loads((path / "results.json").read_text(encoding="utf-8"))
     # Only now, because it brings torch along.
-    from lightning_evolve.reports.files import write_json
+    from lightning_evolve.files import write_json
 
     summary = summarise(results)
     write_json(directory / "summary.json", summary)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_evolve.errors import UsageError
-from lightning_evolve.reports.files import replacing
+from lightning_evolve.files import replacing
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger

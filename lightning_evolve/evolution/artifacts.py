@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from lightning_evolve.errors import UsageError
-from lightning_evolve.reports.files import replacing
+from lightning_evolve.files import replacing
 
 
 class Artifacts:

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from lightning_evolve import __version__, meta_learners
 from lightning_evolve.errors import UsageError
+from lightning_evolve.files import replacing, write_json
 from lightning_evolve.meta_learners import MetaLearner
-from lightning_evolve.reports.files import replacing, write_json
 from lightning_evolve.tasks import Tensors
 
 FORMAT = 1

@@ -134,7 +134,7 @@ def plot_generations(generations: Sequence[Generation], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    from lightning_evolve.reports.files import replacing
+    from lightning_evolve.files import replacing
 
     styles = {
         "champion": ("#D55E00", "-"),

@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from lightning_evolve.reports.files import replacing
+from lightning_evolve.files import replacing
 from lightning_evolve.reports.sweep_table import cell, ranked, run_name, shortened
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lightning_evolve.reports.files import replacing
+from lightning_evolve.files import replacing
 from lightning_evolve.reports.table import METHODS
 
 # Okabe and Ito's palette, which colour-blind people tell apart; the dashes serve black and white.

@@ -42,8 +42,6 @@ def sweep_table(trials: Sequence[Trial], names: Sequence[str], metric: Metric) -
         names: the parameters to show: those that vary.
         metric: the objective; trials that run show the best so far.
     """
-    from lightning_evolve.sweeps.objective import over_seeds
-
     table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("run", no_wrap=True)
     for short in shortened(names):
@@ -52,8 +50,7 @@ def sweep_table(trials: Sequence[Trial], names: Sequence[str], metric: Metric) -
     table.add_column(f"best {metric.name}", justify="right", no_wrap=True)
     table.add_column("seconds", justify="right", no_wrap=True)
     for trial in trials:
-        running = trial.state == "running"
-        objective = over_seeds(trial.history, metric.goal) if running else trial.objective
+        objective = trial.so_far(metric.goal)
         table.add_row(
             run_name(trial),
             *(cell(trial.parameters[name]) for name in names),

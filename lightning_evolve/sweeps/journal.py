@@ -35,7 +35,7 @@ class Journal:
     def save(self) -> None:
         """Writes the file in one piece."""
         # Only now, because it brings Matplotlib along.
-        from lightning_evolve.reports.files import write_json
+        from lightning_evolve.files import write_json
 
         content = asdict(self)
         del content["path"]

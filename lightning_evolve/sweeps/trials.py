@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lightning_evolve.sweeps.objective import Goal, over_seeds
+
 
 @dataclass
 class Trial:
@@ -29,3 +31,11 @@ class Trial:
     reason: str | None = None
     seconds: float = 0.0
     done: list[int] = field(default_factory=list)
+
+    def so_far(self, goal: Goal) -> float | None:
+        """Returns the objective, of a trial that is running that of what it has logged yet.
+
+        Args:
+            goal: what is better.
+        """
+        return over_seeds(self.history, goal) if self.state == "running" else self.objective

@@ -37,7 +37,7 @@ def test_a_rule_that_diverges_has_no_mean_and_breaks_nothing(tmp_path):
     from lightning_evolve.callbacks.comparison import _bands
     from lightning_evolve.evaluation import Curves
     from lightning_evolve.evaluation.comparison import rows_of
-    from lightning_evolve.reports.files import write_json
+    from lightning_evolve.files import write_json
     from lightning_evolve.reports.plot import plot_curves
 
     good = Curves((0, 1), np.array([[2.0, 1.0], [2.0, 1.1]]), np.ones((2, 2)), np.ones(2))

@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_evolve import pretrained
 from lightning_evolve.errors import UsageError
+from lightning_evolve.files import write_json
 from lightning_evolve.meta_learners import (
     Adam,
     CoordinateLSTM,
@@ -25,7 +26,6 @@ from lightning_evolve.meta_learners import (
 )
 from lightning_evolve.optim import LearnedOptimizer
 from lightning_evolve.pretrained import configuration, export, load_rule, save_rule
-from lightning_evolve.reports.files import write_json
 from tests.modules.small import module, stream, trainer
 from tests.optim.test_optimizer import Net, disturb, equal, optimizer_of, train
 

@@ -8,7 +8,8 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from lightning_evolve.reports import free, plot_curves, print_results, replacing, write_json
+from lightning_evolve.files import free, replacing, write_json
+from lightning_evolve.reports import plot_curves, print_results
 
 
 def value(mean: float | None, half: float = 0.0) -> dict[str, float | None]:
