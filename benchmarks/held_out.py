@@ -281,7 +281,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
         if not chosen:
             learner, theta = start_of(stream, cell, 0)
             chosen.update(tuned_rivals(mean_loss, learner, theta, 3e-3, TUNED, 7))
-            rate = tune(lowest_loss, 3e-3, 7).rate
+            rate = tune(lowest_loss, 3e-3, 7)
             chosen[LOWEST] = Rival(Adam, rate, {"rate": rate})
         return chosen[method].rule, chosen[method].alpha, chosen[method].setting
 
@@ -291,7 +291,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
     def family_rule() -> tuple[Any, float, dict[str, float]]:
         rule, config = load_rule(options.rules[0])
-        rate = tune(partial(mean_loss, rule.over), config["alpha"], 7).rate
+        rate = tune(partial(mean_loss, rule.over), config["alpha"], 7)
         return meta_train(stream, cell, rule, rate).over, rate, {"rate": rate}
 
     folder = options.out / name

@@ -134,3 +134,14 @@ def test_an_experiment_tells_how_to_launch_it(path):
     first = path.read_text().split("\n\n")[0]
     command = "evolve" if path in EVOLUTIONS else "fit"
     assert f"lightning-evolve {command} --config experiments/{path.name}" in first
+
+
+@pytest.mark.parametrize("path", EVOLUTIONS, ids=lambda path: path.stem)
+def test_modules_that_later_pythons_do_not_have_are_not_asked_for(path):
+    """The docstrings are those of the Python that runs; PEP 594 and 632 say what has gone."""
+    gone = {"asynchat", "asyncore", "cgi", "distutils", "imp", "nntplib", "smtpd", "telnetlib"}
+    for source in yaml.safe_load(path.read_text())["sources"]:
+        options = source["init_args"]
+        if options["source"] == "docstrings":
+            named = {name for phase in options["phases"] for name in phase["classes"]}
+            assert not named & gone

@@ -184,13 +184,15 @@ def _report(state: State) -> None:
 def _dry_run(evolution: Evolution, path: Path) -> int:
     """Says what would happen, on a copy that is thrown away."""
     from lightning_evolve.evolution.artifacts import Artifacts
-    from lightning_evolve.evolution.state import JOURNAL, SERVICE, State
+    from lightning_evolve.evolution.state import CORRECTIONS, JOURNAL, SERVICE, State
 
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for name in (JOURNAL, SERVICE):
             if (path / name).exists():
                 _backup(path / name, copy / name)
+        if (path / CORRECTIONS).is_dir():  # which are only read
+            (copy / CORRECTIONS).symlink_to((path / CORRECTIONS).resolve())
         with State(copy, write=True) as state:
             state.artifacts = Artifacts(path / "artifacts")  # which are only read
             for sentence in evolution.forecast(state):

@@ -39,7 +39,7 @@ def run(command: str, arguments: list[str]) -> int:
         raise UsageError(f"{folder} exists and holds no rule; name another folder")
     export(checkpoint, folder)
     print(f"the rule of {checkpoint} is in {folder}; what it is stands in {folder / 'README.md'}")
-    print("use it in place of Adam, in any training loop of torch:")
+    print("use it in place of Adam, in a training loop of torch:")
     print("  from lightning_evolve import LearnedOptimizer")
     call = f"LearnedOptimizer.from_pretrained(model.named_parameters(), {str(folder)!r})"
     print(f"  optimizer = {call}")

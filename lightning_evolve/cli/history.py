@@ -96,8 +96,12 @@ def _rollback(path: Path, to: str | None) -> int:
                 and g.number != champion.number
                 and state.artifacts.path(g.model).exists()
             ]
+            if to is None:
+                raise UsageError(
+                    f"champion {champion.number} of {path} has no earlier one to go back to"
+                )
             raise UsageError(
-                f"generation {to or 'before it'} is none that champion {champion.number} can be "
+                f"generation {to} is none that champion {champion.number} can be "
                 f"rolled back to; there {'are' if there else 'is'} {', '.join(there) or 'none'}"
             )
         if generations[-1].finished is None:

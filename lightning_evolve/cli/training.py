@@ -126,6 +126,10 @@ def _session(command: str, arguments: list[str]) -> Session:
         config = run_directory.config_of(known) if known else None
         if known and config and (command != "fit" or ckpt_path):
             rest, name = [f"--config={config}", *rest], known.name
+        elif run_dir and not config and not rest:
+            raise UsageError(
+                f"there is no run {run_dir}; give --config FILE to begin one, or name one that is"
+            )
     return Session(command, rest, run_dir, ckpt_path, name)
 
 

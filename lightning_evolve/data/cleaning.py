@@ -34,7 +34,10 @@ class Dropped:
 
 
 def normalise(text: str) -> str:
-    r"""The text in Unicode's composed form (NFC) with each run of white space as one space.
+    r"""Returns a text in Unicode's composed form (NFC), each run of white space as one space.
+
+    Args:
+        text: as it was written.
 
     >>> normalise(" so\n  cafe\u0301 ") == "so caf\u00e9"
     True

@@ -114,7 +114,11 @@ def _is_prose(text: str) -> bool:
 
 
 def mask(text: str, module: str) -> str:
-    """Mask a module's name in a text: as a word, and at the start of a name in camel case.
+    """Masks a module's name in a text: as a word, and at the start of a name in camel case.
+
+    Args:
+        text: a paragraph.
+        module: the name.
 
     >>> mask("A TarFile is opened by tarfile.open; see TarFileError and tar files.", "tarfile")
     'A [MASK] is opened by [MASK].open; see [MASK]Error and tar files.'

@@ -15,7 +15,12 @@ from lightning_evolve.errors import UsageError
 
 
 def hold_out_classes(
-    source: dict[str, Rows], ways: int, fewest: int, fractions: Sequence[float], seed: int
+    source: dict[str, Rows],
+    ways: int,
+    fewest: int,
+    fractions: Sequence[float],
+    seed: int,
+    copies: int = 1,
 ) -> Arranged:
     """Pool a source's rows, clean them, and split them by class.
 
@@ -28,6 +33,7 @@ def hold_out_classes(
         fewest: rows that a class needs; those with fewer are dropped.
         fractions: shares of the classes of the three splits.
         seed: what decides which class goes where.
+        copies: classes that each of them will become, such as 4 of one that is turned.
 
     Raises:
         UsageError: too few classes, or too few with enough rows.
@@ -38,12 +44,12 @@ def hold_out_classes(
 
     counts = Counter(rows.labels)
     large = {label for label, count in counts.items() if count >= fewest}
-    if len(large) < ways:
+    if copies * len(large) < ways:
         most = max(counts.values(), default=0)
         raise UsageError(
-            f"{len(large)} of {len(counts)} classes have the {fewest} rows that a task needs of "
-            f"each of its {ways} classes (the largest has {most}): lower ways or the rows of a "
-            "task, or name a source with more"
+            f"{copies * len(large)} of {copies * len(counts)} classes have the {fewest} rows that "
+            f"a task needs of each of its {ways} classes (the largest has {most}): lower ways or "
+            "the rows of a task, or name a source with more"
         )
     if len(large) < len(counts):
         notes.append(f"{len(counts) - len(large)} classes with fewer than {fewest} rows dropped")
@@ -65,10 +71,11 @@ def hold_out_classes(
     else:
         classes = split_classes(range(len(class_names)), fractions, seed)
     for name, members in classes.items():
-        if len(members) < ways:
+        if copies * len(members) < ways:
             raise UsageError(
-                f"the {name} split has {len(members)} of {len(class_names)} classes, fewer than "
-                f"ways={ways}: lower ways, change class_fractions, or name a source with more"
+                f"the {name} split has {copies * len(members)} of {copies * len(class_names)} "
+                f"classes, fewer than ways={ways}: lower ways, change class_fractions, or name a "
+                "source with more"
             )
     splits = {
         name: torch.isin(labels, torch.tensor(members)).nonzero().squeeze(1)

@@ -47,7 +47,17 @@ def read_hub(name: str, subset: str | None, text_column: str, label_column: str)
 def rows_of(
     dataset: Mapping[str, Any], name: str, text_column: str, label_column: str
 ) -> dict[str, Rows]:
-    """The rows of a ``datasets.DatasetDict``; the arguments are those of `read_hub`."""
+    """Returns the rows of a ``datasets.DatasetDict`` by split.
+
+    Args:
+        dataset: parts by their name; those that are no split are left out.
+        name: of the dataset, for messages.
+        text_column: where the texts or images are, as of `read_hub`.
+        label_column: where the labels are.
+
+    Raises:
+        UsageError: if a column is missing, or holds something else.
+    """
     from datasets import ClassLabel, Image
 
     splits = {}

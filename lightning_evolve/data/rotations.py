@@ -9,6 +9,8 @@ from lightning_evolve.data.arranged import Arranged
 from lightning_evolve.data.rows import Rows, concatenate
 from lightning_evolve.errors import UsageError
 
+TURNS = 4  # classes that each class becomes
+
 
 def with_rotations(arranged: Arranged) -> Arranged:
     """Add each class turned by 90, 180 and 270 degrees, a class each (Santoro et al. 2016).
@@ -37,10 +39,10 @@ def with_rotations(arranged: Arranged) -> Arranged:
             [f"{label} turned {90 * quarters}" for label in rows.labels],
             images=np.rot90(rows.images, quarters, axes=(1, 2)),
         )
-        for quarters in (1, 2, 3)
+        for quarters in range(1, TURNS)
     ]
     classes = sorted(names) + [
-        f"{n} turned {90 * quarters}" for quarters in (1, 2, 3) for n in names
+        f"{n} turned {90 * quarters}" for quarters in range(1, TURNS) for n in names
     ]
     return Arranged(
         concatenate(turned),

@@ -81,7 +81,10 @@ class Rows:
 
 
 def concatenate(parts: Sequence[Rows]) -> Rows:
-    """One after the other, the rows of several parts of the same kind.
+    """Returns the rows of several parts of the same kind, one after the other.
+
+    Args:
+        parts: all of texts, or all of images of one size.
 
     >>> concatenate([Rows(["a"], texts=["x"]), Rows(["b"], texts=["y"])]).texts
     ['x', 'y']

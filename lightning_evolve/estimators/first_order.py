@@ -14,7 +14,7 @@ def first_order(episode: Episode, *, truncation: int = 0, checkpoint: int = 0) -
 
     Drops the term with the Hessian of the support loss from
     :math:`\partial \theta_{k+1} / \partial \theta_k` (FOMAML in Finn et al. 2017, section 5.2;
-    Andrychowicz et al. 2016, section 2.1): about a quarter of the time and a twelfth of the memory.
+    Andrychowicz et al. 2016, section 2.1): for an LSTM about a quarter of the time and memory.
 
     Args:
         episode: what to play.

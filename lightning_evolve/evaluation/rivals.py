@@ -93,7 +93,7 @@ def tuned_rivals(
     for name, rule in rules.items():
         if name in names or (name == "adam" and "adam_groups" in names):
             middle = 100 * centre if name == "sgd" else centre
-            rate = tune(partial(loss, rule), middle, points).rate
+            rate = tune(partial(loss, rule), middle, points)
             rivals[name] = Rival(rule, rate, {"rate": rate})
     if "adam_groups" in names:
         pattern, rate = first_group(learner, theta), rivals["adam"].alpha
@@ -101,8 +101,8 @@ def tuned_rivals(
         def grouped(first: float, rest: float) -> MetaLearnerFactory:
             return partial(Adam, ratios={pattern: first / rest})
 
-        first = tune(lambda first: loss(grouped(first, rate), rate), rate, points).rate
-        rest = tune(lambda rest: loss(grouped(first, rest), rest), rate, points).rate
+        first = tune(lambda first: loss(grouped(first, rate), rate), rate, points)
+        rest = tune(lambda rest: loss(grouped(first, rest), rest), rate, points)
         rivals["adam_groups"] = Rival(
             grouped(first, rest), rest, {"rate": rest, "first_rate": first}
         )

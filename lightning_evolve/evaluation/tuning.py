@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 from lightning_evolve.errors import UsageError
 
@@ -12,19 +11,7 @@ _RATIO = math.sqrt(10)
 _EXTENSIONS = 6
 
 
-class Tuned(NamedTuple):
-    """A rate chosen on a grid.
-
-    Args:
-        rate: the one with the lowest loss.
-        losses: the loss at every rate that was tried.
-    """
-
-    rate: float
-    losses: dict[float, float]
-
-
-def tune(loss: Callable[[float], float], centre: float, points: int = 7) -> Tuned:
+def tune(loss: Callable[[float], float], centre: float, points: int = 7) -> float:
     """Finds the rate of lowest loss among points at ratios of the root of 10.
 
     Where the best point lies on the edge of the grid, the grid grows there: a rival's best rate
@@ -35,11 +22,14 @@ def tune(loss: Callable[[float], float], centre: float, points: int = 7) -> Tune
         centre: middle of the grid.
         points: size of the grid before it grows, odd and at least 7.
 
+    Returns:
+        The rate with the lowest loss.
+
     Raises:
         UsageError: if there are fewer than 7 points.
 
     Example:
-        >>> round(tune(lambda rate: (math.log10(rate) - 2) ** 2, centre=0.1).rate)
+        >>> round(tune(lambda rate: (math.log10(rate) - 2) ** 2, centre=0.1))
         100
     """
     if points < 7:
@@ -61,4 +51,4 @@ def tune(loss: Callable[[float], float], centre: float, points: int = 7) -> Tune
         beyond = best - 1 if best == min(losses) else best + 1
         losses[beyond] = measure(beyond)
     best = min(losses, key=lambda e: losses[e])
-    return Tuned(centre * _RATIO**best, {centre * _RATIO**e: losses[e] for e in sorted(losses)})
+    return centre * _RATIO**best

@@ -84,7 +84,7 @@ def adapting(learner: Learner, patterns: Sequence[str], option: str = "adapt") -
     Args:
         learner: the base classifier.
         patterns: ``"all"``, ``"head"``, or shell patterns of parameter names such as
-            ``"encoder.layer.5.*"``; those that begin with ``!`` leave out what they match.
+            ``"encoder.encoder.layer.5.*"``; those that begin with ``!`` leave out what they match.
         option: where the user gave them.
 
     Raises:

@@ -67,6 +67,9 @@ class Classifier(L.LightningModule):
 
         Args:
             spec: what the data looks like.
+
+        Raises:
+            UsageError: if the data has no classes of its own, as few-shot tasks have none.
         """
         if not spec.class_names:
             raise UsageError(

@@ -214,6 +214,12 @@ def _card(config: dict[str, Any], phi: Tensors) -> str:
     }
     trained_on = config["trained_on"] or {"": "not recorded"}
     lr = "" if alpha is not None else ", lr=1e-3"
+    serves = (
+        f"It has numbers for each of {len(config['tensors'])} tensors, and serves only the model "
+        "that it was trained on."
+        if _is_of_tensors(config)
+        else "It serves other models too."
+    )
     return "\n".join(
         [
             "---",
@@ -238,12 +244,20 @@ def _card(config: dict[str, Any], phi: Tensors) -> str:
             f'model.named_parameters(), "path/to/this/folder"{lr})',
             "```",
             "",
+            serves,
+            "",
             "Step sizes are learned relative to `lr`, and for models and tasks like those that it",
             "was trained on; elsewhere tune `lr`, and compare with Adam. As in AdamW, a",
             "`weight_decay` counts times `lr`.",
             "",
         ]
     )
+
+
+def _is_of_tensors(config: dict[str, Any]) -> bool:
+    """Whether phi has numbers for each tensor of one model."""
+    gains = config["class"] == "Gains" and config["options"].get("per", "tensor") == "tensor"
+    return gains or config["class"] in ("MetaSGD", "Controller")
 
 
 def _find(name: str | Path) -> Path:

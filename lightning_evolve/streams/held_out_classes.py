@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from lightning_evolve.data.arranged import Arranged
 from lightning_evolve.data.checks import at_least
 from lightning_evolve.data.held_out_classes import hold_out_classes
-from lightning_evolve.data.rotations import with_rotations
+from lightning_evolve.data.rotations import TURNS, with_rotations
 from lightning_evolve.data.rows import Rows
 from lightning_evolve.data.splits import SPLITS, check_fractions
 from lightning_evolve.errors import UsageError
@@ -97,8 +97,9 @@ class HeldOutClassesStream(Stream):
         return self.test_dataloader()
 
     def _arrange(self, source: dict[str, Rows]) -> Arranged:
+        copies = TURNS if self.rotations else 1
         arranged = hold_out_classes(
-            source, self.ways, self.fewest, self.class_fractions, self.split_seed
+            source, self.ways, self.fewest, self.class_fractions, self.split_seed, copies
         )
         return with_rotations(arranged) if self.rotations else arranged
 

@@ -78,6 +78,12 @@ def test_no_config_at_all(call) -> None:
     assert call("fit").mistake == "no model and no data; give --config FILE"
 
 
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+def test_a_run_that_is_not_there(call, command) -> None:
+    assert "there is no run runs/mien" in call(command, "--run_dir", "runs/mien").mistake
+    assert not Path("runs").exists()
+
+
 def test_an_existing_directory_is_not_touched(call) -> None:
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("keep")

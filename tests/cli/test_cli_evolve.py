@@ -98,6 +98,18 @@ def test_dry_run_changes_nothing(call, run):
     assert everything(run) == before
 
 
+def test_dry_run_sees_corrections_and_leaves_them(call, run):
+    (run / "corrections").mkdir(exist_ok=True)
+    put(file := run / "corrections" / "b.jsonl", 60)
+    os.utime(file, (0, 0))  # nobody is writing it any more
+    before = everything(run)
+    answer = call("evolve", "--run_dir=run", "--dry-run")
+    assert answer.code == 0, answer.err
+    assert "pending: 60 kept" in answer.out
+    assert "generation 1 would start: 60 new records (of 40)" in answer.out
+    assert everything(run) == before
+
+
 def test_dry_run_of_a_run_that_is_not_there(call, config):
     answer = call("evolve", config, "--run_dir=new", "--dry-run")
     assert answer.code == 0
@@ -188,7 +200,7 @@ def test_rollback_that_makes_no_sense(call, run):
         "generation 99 is none that champion 0 can be" in call("rollback", "run", "--to=99").mistake
     )
     assert "--to is one; give the number" in call("rollback", "run", "--to=one").mistake
-    assert "can be rolled back to; there is none" in call("rollback", "run").mistake
+    assert "champion 0 of run has no earlier one to go back to" in call("rollback", "run").mistake
     assert "takes one run, and got 0" in call("rollback").mistake
     assert "has no option --fast" in call("rollback", "run", "--fast").mistake
 
