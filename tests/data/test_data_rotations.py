@@ -46,9 +46,9 @@ def test_what_cannot_be_turned(make_rows):
 
 
 def test_turned_classes_count_where_a_task_needs_many():
-    rows = images((3, 3))  # two classes in the smallest split, eight when turned
+    rows = images((3, 3))  # two classes in the smallest splits, eight when turned
     assert hold_out_classes({"train": rows}, 8, 2, FRACTIONS, 0, copies=4)
     with pytest.raises(UsageError, match=r"has 8 of 32 classes, fewer than ways=9"):
         hold_out_classes({"train": rows}, 9, 2, FRACTIONS, 0, copies=4)
-    with pytest.raises(UsageError, match=r"has 2 of 8 classes, fewer than ways=8"):
+    with pytest.raises(UsageError, match=r"has 4 of 8 classes, fewer than ways=8"):
         hold_out_classes({"train": rows}, 8, 2, FRACTIONS, 0)
