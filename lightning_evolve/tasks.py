@@ -69,6 +69,8 @@ class DataSpec:
         class_names: names of the classes where they are the same in all tasks, else empty.
         families: where a stream mixes several families of tasks, what each looks like, by name;
             nothing else is known of the data then but the largest number of classes.
+        encoding: digest of the training rows that an encoder has learned from, ``""`` where it does
+            not learn: under the words of other rows, a trained theta means nothing.
     """
 
     num_classes: int
@@ -76,3 +78,4 @@ class DataSpec:
     shape: tuple[int, ...] = ()
     class_names: tuple[str, ...] = ()
     families: dict[str, DataSpec] = field(default_factory=dict)
+    encoding: str = ""

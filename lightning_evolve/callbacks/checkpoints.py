@@ -76,6 +76,8 @@ class Checkpoints(Checkpoint):
             for name in (LAST, BEST):
                 for unfinished in self._folder.glob(f".{Path(name).stem}-*.ckpt"):
                     unfinished.unlink()
+        if not trainer.strategy.broadcast((self._folder / BEST).exists()):
+            self.best = None  # a run that goes on in another directory has its own best
 
     @override
     def on_train_batch_end(

@@ -13,10 +13,11 @@ import torch
 from rich.console import Console
 from typing_extensions import override
 
+from lightning_evolve.callbacks.checkpoints import BEST, LAST
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evaluation.comparison import compare_on_tasks
 from lightning_evolve.evaluation.curves import Curves
-from lightning_evolve.evaluation.ordinary import Point, Trained, compare_on_rows
+from lightning_evolve.evaluation.ordinary import Point, Trained, compare_on_rows, merged
 from lightning_evolve.evaluation.rivals import RIVALS
 from lightning_evolve.evaluation.statistics import interval
 from lightning_evolve.files import free, write_json
@@ -73,6 +74,7 @@ class Comparison(L.Callback):
         self.rivals = tuple(rivals) if rivals is not None else RIVALS
         self.tuning_tasks, self.points, self.enabled = tuning_tasks, points, enabled
         self.history: list[Point] = []
+        self.taken = 0  # outer steps of the run that is tested
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -105,8 +107,14 @@ class Comparison(L.Callback):
     @override
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.ckpt_path:
-            # Lightning restores callbacks in fit alone.
-            saved = torch.load(trainer.ckpt_path, weights_only=True, map_location="cpu")
+            # Lightning restores callbacks in fit alone. How the run went on after its best state
+            # stands in its last one.
+            tested = Path(trainer.ckpt_path)
+            last = tested.with_name(LAST) if tested.name == BEST else tested
+            saved = torch.load(
+                last if last.exists() else tested, weights_only=True, map_location="cpu"
+            )
+            self.taken = saved["global_step"]
             if state := saved["callbacks"].get(self.state_key):
                 self.load_state_dict(state)
         self._report(trainer, pl_module)
@@ -197,12 +205,18 @@ class Comparison(L.Callback):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         assert isinstance(module, EvolvingClassifier | Classifier), "these are all there are"
         evolving = isinstance(module, EvolvingClassifier)
-        # In a test, Lightning has taken no steps; the run's were as many as are configured.
+        # In a test, Lightning has taken no steps; a run that nothing is known of, as many as are
+        # configured.
         epochs = max(trainer.max_epochs or 1, 1)
         planned = trainer.max_steps if trainer.max_steps > 0 else epochs * stream.steps_per_epoch
-        steps = trainer.global_step or planned
+        steps = trainer.global_step or self.taken or planned
         curve = self.history or [Point(steps, float("inf"), 0.0)]
-        tasks = [stream.training_task(index) for index in range(steps * stream.tasks_per_step)]
+        # A rival steps as often as ours, each time on all the rows that ours had.
+        each = stream.tasks_per_step * trainer.accumulate_grad_batches
+        tasks = [
+            merged([stream.training_task(index) for index in range(step * each, (step + 1) * each)])
+            for step in range(steps)
+        ]
         rows, curves = compare_on_rows(
             module.learner,
             Trained(curve, detached(module.theta())),

@@ -14,6 +14,7 @@ from lightning_evolve.cli.arguments import check_seeds, config_files, expand, ta
 from lightning_evolve.cli.config_files import check_config
 from lightning_evolve.cli.run_directory import RUNS
 from lightning_evolve.errors import UsageError
+from lightning_evolve.files import write_json
 
 _COLUMNS = ("accuracy", "macro_f1", "loss", "steps_to_target")
 
@@ -46,6 +47,7 @@ def run(command: str, arguments: list[str]) -> int:
     for name in files:
         check_config(name)
     directory = Path(parent) if parent else RUNS / f"{Path(files[-1]).stem}-seeds"
+    _check_options(directory, rest, files)
     results = {}
     for seed in range(int(count or 5)):
         path = directory / f"seed-{seed}"
@@ -56,14 +58,29 @@ def run(command: str, arguments: list[str]) -> int:
         if not (path / "results.json").exists():
             raise UsageError(f"{path} has no results.json: this model gives no table to sum up")
         results[seed] = json.loads((path / "results.json").read_text(encoding="utf-8"))
-    # Only now, because it brings torch along.
-    from lightning_evolve.files import write_json
-
     summary = summarise(results)
     write_json(directory / "summary.json", summary)
     _print(summary)
     print(f"in {directory / 'summary.json'}")
     return 0
+
+
+def _check_options(directory: Path, arguments: list[str], files: list[str]) -> None:
+    """Keeps the options of the first call, and refuses to mix seeds of other ones with them."""
+    own = [a.removeprefix("--config=") for a in arguments if a != "--config"]
+    options = {
+        "arguments": [argument for argument in own if argument not in files],
+        "configs": [Path(name).read_text(encoding="utf-8") for name in files],
+    }
+    kept = directory / "options.json"
+    if not kept.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(kept, options)
+    elif json.loads(kept.read_text(encoding="utf-8")) != options:
+        raise UsageError(
+            f"{directory} has seeds that were run under other options, which stand in "
+            f"{kept.name}; give those, or another --run_dir"
+        )
 
 
 def summarise(results: dict[int, dict[str, Any]]) -> dict[str, Any]:

@@ -42,7 +42,9 @@ def normalise(text: str) -> str:
     >>> normalise(" so\n  cafe\u0301 ") == "so caf\u00e9"
     True
     """
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    # Half of a pair of surrogates, as of an emoji that was cut off, can be written nowhere.
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return " ".join(unicodedata.normalize("NFC", whole).split())
 
 
 def clean(rows: Rows) -> tuple[Rows, Dropped]:

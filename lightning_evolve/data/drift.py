@@ -99,15 +99,20 @@ class Drift:
         self, generator: np.random.Generator, pools: Sequence[Tensor], batches: int
     ) -> tuple[Tensor, Tensor]:
         """Row numbers and labels of mini-batches that have no row in common, one after another."""
-        labels = np.concatenate(
-            [generator.permutation(np.arange(self.batch_size) % self.ways) for _ in range(batches)]
-        )
+        labels = np.concatenate([self._labels(generator) for _ in range(batches)])
         rows = torch.empty(len(labels), dtype=torch.int64)
         for way, pool in enumerate(pools):
             places = np.flatnonzero(labels == way)
             drawn = generator.choice(len(pool), len(places), replace=False)
             rows[torch.from_numpy(places)] = pool[torch.from_numpy(drawn)]
         return rows, torch.from_numpy(labels)
+
+    def _labels(self, generator: np.random.Generator) -> np.ndarray:
+        """The labels of a mini-batch: all classes as often, but for what does not come out even."""
+        labels = np.arange(self.batch_size) % self.ways
+        if self.batch_size % self.ways:  # which of them come once more, or at all, is drawn
+            labels = generator.permutation(self.ways)[labels]
+        return generator.permutation(labels)
 
     def _name(self, classes: Sequence[int]) -> str:
         return " ".join(self.table.class_names[label] for label in classes)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from lightning_evolve.data.cleaning import normalise
 from lightning_evolve.data.columns import find_column
 from lightning_evolve.data.formats import (
     READERS,
@@ -46,8 +47,9 @@ def read_path(path: Path, text_column: str, label_column: str) -> dict[str, Rows
     folders = [place for place in places if place.is_dir()]
     if named := [file for file in files if _split_of_file(file)]:
         return _gather(
-            (str(_split_of_file(file)), _read_file(file, text_column, label_column)["train"])
+            (str(_split_of_file(file)) if split == "train" else split, rows)
             for file in named
+            for split, rows in _read_file(file, text_column, label_column).items()
         )
     if files:
         return _gather(
@@ -109,16 +111,22 @@ def _read_file(path: Path, text_column: str, label_column: str) -> dict[str, Row
     labels = []
     for number, record in enumerate(found.records, start=1):
         label = record.get(label_column)
-        if label is None or label == "":
+        if isinstance(label, dict | list | bytes):
+            raise UsageError(
+                f"row {number} of {str(path)!r} has {str(label)[:40]!r} for a {label_column}: give "
+                "one name or number a row"
+            )
+        if label is None or label != label or not (name := normalise(str(label))):
             raise UsageError(
                 f"row {number} of {str(path)!r} has no {label_column}: fill it or remove the row"
             )
-        labels.append(str(label))
+        labels.append(name)
     return {"train": Rows(labels, texts=[_text(r.get(text_column)) for r in found.records])}
 
 
 def _text(value: object) -> str:
-    return "" if value is None else str(value)  # cleaning drops and counts what is empty
+    # Cleaning drops and counts what is empty; NaN is what tables have in the place of a text.
+    return "" if value is None or value != value else str(value)
 
 
 def _read_classes(folder: Path) -> Rows:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from lightning_evolve.data.rows import Rows
+
+_WORDS = (r"(?u)\b\w\w+\b", r"(?u)\b\w+\b", r"\S+")  # scikit-learn's own pattern, and wider ones
 
 
 class RawFeatures:
@@ -27,8 +30,9 @@ class RawFeatures:
         else:
             from sklearn.feature_extraction.text import TfidfVectorizer
 
-            vectorizer = TfidfVectorizer(sublinear_tf=True)
-            vectorizer.fit([rows.texts[n] for n in training.tolist()])
+            texts = [rows.texts[n] for n in training.tolist()]
+            vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=_pattern(texts))
+            vectorizer.fit(texts)
             self.matrix = vectorizer.transform(rows.texts)
 
     def __call__(self, rows: Tensor) -> Any:
@@ -41,3 +45,9 @@ class RawFeatures:
             A matrix of ``[rows, features]``: sparse (scipy) for texts, dense (numpy) for images.
         """
         return self.matrix[rows.numpy()]
+
+
+def _pattern(texts: list[str]) -> str:
+    """What is a word: the narrowest pattern of which the texts have one."""
+    found = (pattern for pattern in _WORDS if any(re.search(pattern, text) for text in texts))
+    return next(found, _WORDS[-1])

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -68,7 +69,9 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         UsageError: the file is empty or damaged, or not in UTF-8.
     """
-    return read_text(path).splitlines()
+    # Not splitlines: a text may contain other line separators of Unicode.
+    lines = re.split(r"\r\n|\r|\n", read_text(path))
+    return lines[:-1] if not lines[-1] else lines
 
 
 def read_text(path: Path) -> str:
@@ -123,7 +126,7 @@ def _read_csv(path: Path) -> Records:
 def _read_json(path: Path) -> Records:
     try:
         return _from_objects(path, json.loads(read_text(path)))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{str(path)!r} is no JSON ({error}): mend it") from error
 
 
@@ -134,9 +137,10 @@ def _read_jsonl(path: Path) -> Records:
         if line.strip():
             try:
                 objects.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
+                said = getattr(error, "msg", str(error)[:80])
                 raise UsageError(
-                    f"{str(path)!r} has no JSON object in line {number} ({error.msg}): mend it"
+                    f"{str(path)!r} has no JSON object in line {number} ({said}): mend it"
                 ) from error
     return _from_objects(path, objects)
 
@@ -147,7 +151,7 @@ def _from_objects(path: Path, objects: Any) -> Records:
             f"{str(path)!r} holds something else than JSON objects: give one object a row, with a "
             "text and a label"
         )
-    return Records(list(objects[0]) if objects else [], objects)
+    return Records(list(dict.fromkeys(key for item in objects for key in item)), objects)
 
 
 def _read_parquet(path: Path) -> Records:

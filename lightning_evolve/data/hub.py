@@ -75,7 +75,11 @@ def rows_of(
         if not labels:
             continue
         if isinstance(data.features[texts], Image):
-            images = [np.asarray(image) for image in data[texts]]
+            # A palette's numbers are no colours.
+            images = [
+                np.asarray(image.convert("RGB") if image.mode == "P" else image)
+                for image in data[texts]
+            ]
             if shapes := {image.shape for image in images[1:]} - {images[0].shape}:
                 raise UsageError(
                     f"source {name!r} has images of several sizes, such as {images[0].shape} and "

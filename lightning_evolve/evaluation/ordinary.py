@@ -94,6 +94,16 @@ def train(
     return Trained(curve, best)
 
 
+def merged(tasks: Sequence[Task]) -> Task:
+    """Returns the mini-batch pairs of one outer step as one pair.
+
+    Args:
+        tasks: the pairs, at least one.
+    """
+    *support, query = (batch for task in tasks for batch in (*task.support, task.query))
+    return tasks[0]._replace(support=tuple(support), query=query)
+
+
 @torch.no_grad()
 def score(learner: Learner, theta: Tensors, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     """Returns the cross-entropy in nats and the predicted class of each row.

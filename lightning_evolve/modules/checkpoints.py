@@ -55,3 +55,34 @@ def restored_spec(saved: dict[str, Any]) -> DataSpec:
     """
     families = {name: DataSpec(**spec) for name, spec in saved.get("families", {}).items()}
     return DataSpec(**{**saved, "families": families})
+
+
+def check_same_data(ours: DataSpec, saved: DataSpec, source: str | None) -> None:
+    """Refuses a checkpoint whose classes or words are not those of the data.
+
+    Tensors of the same shapes would be loaded, and mean something else.
+
+    Args:
+        ours: of the data.
+        saved: of the checkpoint.
+        source: what the data is called.
+
+    Raises:
+        UsageError: naming the first difference.
+    """
+    if ours.class_names and saved.class_names and ours.class_names != saved.class_names:
+        new = sorted(set(ours.class_names) - set(saved.class_names))
+        gone = sorted(set(saved.class_names) - set(ours.class_names))
+        difference = [f"has {new[0]!r}"] * bool(new) + [f"lacks {gone[0]!r}"] * bool(gone)
+        raise UsageError(
+            f"source {source!r} has other classes than the checkpoint was trained on (it "
+            f"{' and '.join(difference)}); give the source of the checkpoint's run, or train anew"
+        )
+    if ours.encoding and saved.encoding and ours.encoding != saved.encoding:
+        raise UsageError(
+            f"source {source!r} has other training rows than the checkpoint's run, from which its "
+            "encoder learned what stands for what; restore them, or train anew (with an encoder "
+            "that does not learn, such as CheckpointTokenizer, if rows will change again)"
+        )
+    for name in ours.families.keys() & saved.families.keys():
+        check_same_data(ours.families[name], saved.families[name], name)

@@ -16,7 +16,12 @@ from lightning_evolve.errors import UsageError
 from lightning_evolve.inner_loop import logits
 from lightning_evolve.learners.base import LearnerFactory
 from lightning_evolve.modules.building import adapting, attached_spec, build
-from lightning_evolve.modules.checkpoints import check_same_tensors, saved_entry
+from lightning_evolve.modules.checkpoints import (
+    check_same_data,
+    check_same_tensors,
+    restored_spec,
+    saved_entry,
+)
 from lightning_evolve.modules.metrics import LOGGED, PooledMetrics
 from lightning_evolve.tasks import Batch, DataSpec, Task, Tensors
 
@@ -158,7 +163,9 @@ class Classifier(L.LightningModule):
         Raises:
             UsageError: if the checkpoint is of another model.
         """
-        spec = saved_entry(checkpoint)["spec"]
+        saved_spec = restored_spec(saved_entry(checkpoint)["spec"])
         if self.spec is None:
-            self.build(DataSpec(**spec))
+            self.build(saved_spec)
+        source = getattr(getattr(self._trainer, "datamodule", None), "source", None)
+        check_same_data(self.spec or saved_spec, saved_spec, source)
         check_same_tensors(self.state_dict(), checkpoint["state_dict"])

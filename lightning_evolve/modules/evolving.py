@@ -25,7 +25,12 @@ from lightning_evolve.inner_loop import Adapted, Pull, detached, inner_steps, lo
 from lightning_evolve.learners.base import Learner, LearnerFactory
 from lightning_evolve.meta_learners import Gains, MetaLearner, MetaLearnerFactory, State
 from lightning_evolve.modules.building import adapting, attached_spec, build, drawn_in_single
-from lightning_evolve.modules.checkpoints import check_same_tensors, restored_spec, saved_entry
+from lightning_evolve.modules.checkpoints import (
+    check_same_data,
+    check_same_tensors,
+    restored_spec,
+    saved_entry,
+)
 from lightning_evolve.modules.compatibility import check_trainer
 from lightning_evolve.modules.finite import FiniteEstimates
 from lightning_evolve.modules.memories import loaded, saved, under_way
@@ -200,6 +205,12 @@ class EvolvingClassifier(L.LightningModule):
         Args:
             spec: what the data looks like.
         """
+        if spec.class_names and not (self.persistent or self.learn_init):
+            raise UsageError(
+                "theta is episodic and the data are mini-batches of fixed classes: a classifier "
+                "that begins each of them anew never learns; give theta: persistent, or "
+                "learn_init: true"
+            )
         self.spec = spec
         self.learner = build(self.learner_factory, spec, self.seed)
         if self.compiled:
@@ -221,7 +232,8 @@ class EvolvingClassifier(L.LightningModule):
 
     def _metrics(self, prefix: str) -> Any:
         assert self.spec is not None, "build() sets it"
-        metrics = PooledMetrics if self.persistent else PerTaskMetrics
+        # Classes that are the same in all tasks are those of ordinary data, scored by the row.
+        metrics = PooledMetrics if self.spec.class_names else PerTaskMetrics
         return metrics(self.spec.num_classes, prefix)
 
     def theta(self) -> Tensors:
@@ -517,8 +529,11 @@ class EvolvingClassifier(L.LightningModule):
 
     def _played_on(self) -> dict[str, Any]:
         """The data and the learner, in short words."""
-        source = source_of(getattr(self._trainer, "datamodule", None))
+        source = self._source()
         return {**({"data": source} if source else {}), "learner": type(self.learner).__name__}
+
+    def _source(self) -> str | None:
+        return source_of(getattr(self._trainer, "datamodule", None))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Builds theta and phi where no Trainer did, and takes the rule's state.
@@ -527,8 +542,10 @@ class EvolvingClassifier(L.LightningModule):
             UsageError: if the checkpoint is of another learner, rule or dataset.
         """
         entry = saved_entry(checkpoint, "state")
+        saved_spec = restored_spec(entry["spec"])
         if self.spec is None:
-            self.build(restored_spec(entry["spec"]))
+            self.build(saved_spec)
+        check_same_data(self.spec or saved_spec, saved_spec, self._source())
         check_same_tensors(self.state_dict(), checkpoint["state_dict"])
         self.state = State(entry["state"]["step"], entry["state"]["accumulators"])
         trainer = self._trainer

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, MetricCollection, SumMetric
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassF1Score,
@@ -28,10 +28,14 @@ LOGGED = (
 
 
 class Mean(MeanMetric):
-    """A mean in the precision of its sum.
+    """A mean in the precision of its sum, of all that comes in.
 
-    Moved to a device, torchmetrics rounds to 32 bits whatever comes in, in 64-true too.
+    Moved to a device, torchmetrics rounds to 32 bits whatever comes in, in 64-true too. And it
+    leaves out NaN, so that a learner that diverged on half of the tasks would look fine.
     """
+
+    def __init__(self) -> None:
+        super().__init__(nan_strategy="disable")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,6 +107,7 @@ class FamilyMetrics(nn.Module):
         self.families, self.prefix = tuple(families), prefix
         self.scores = nn.ModuleList(PerTaskMetrics(n, "") for n in families.values())
         self.rewards = nn.ModuleList(Mean() for _ in families)
+        self.counts = nn.ModuleList(SumMetric() for _ in families)
 
     def update(self, family: str, logits: Tensor, labels: Tensor, reward: Tensor) -> None:
         """Adds a task.
@@ -116,6 +121,7 @@ class FamilyMetrics(nn.Module):
         place = self.families.index(family)
         self.scores[place].update(logits, labels)  # type: ignore[operator]
         self.rewards[place].update(reward)  # type: ignore[operator]
+        self.counts[place].update(1)  # type: ignore[operator]
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the values by name, gathered over processes."""
@@ -123,23 +129,23 @@ class FamilyMetrics(nn.Module):
         with warnings.catch_warnings():
             # A process may have had no task of a family, or a shortened evaluation none at all.
             warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-            for family, scores, rewards in zip(
-                self.families, self.scores, self.rewards, strict=True
-            ):
-                found[family] = {**scores.compute(), "reward": rewards.compute()}  # type: ignore[operator]
-        there = {family: values for family, values in found.items() if values["loss"].isfinite()}
+            parts = zip(self.families, self.scores, self.rewards, self.counts, strict=True)
+            for family, scores, rewards, count in parts:
+                values = {**scores.compute(), "reward": rewards.compute()}  # type: ignore[operator]
+                if count.compute() > 0:  # type: ignore[operator]
+                    found[family] = values
         values = {
-            f"{self.prefix}{name}": torch.stack([v[name] for v in there.values()]).mean()
-            for name in next(iter(there.values()), {})
+            f"{self.prefix}{name}": torch.stack([v[name] for v in found.values()]).mean()
+            for name in next(iter(found.values()), {})
         }
-        for family, of_family in there.items():
+        for family, of_family in found.items():
             for name in ("loss", "accuracy", "reward"):
                 values[f"{self.prefix}{family}/{name}"] = of_family[name]
         return values
 
     def reset(self) -> None:
         """Forgets all tasks."""
-        for metric in (*self.scores, *self.rewards):
+        for metric in (*self.scores, *self.rewards, *self.counts):
             metric.reset()
 
 

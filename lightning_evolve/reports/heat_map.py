@@ -40,13 +40,15 @@ class _Axis:
         self.categories: list[str] = []
         if not distribution.numeric:
             self.categories = [cell(value) for value in distribution.choices() or ()]
-        self.logarithmic = not self.categories and (
-            distribution.logarithmic or _spans_decades(distribution)
-        )
         ends = (
             np.array([distribution.at(0.0), distribution.at(1.0)]) if distribution.ordered else ()
         )
         self.bounds = ends if len(ends) and np.isfinite(ends).all() else None
+        # Stepped, the smallest value of a logarithmic distribution may be 0.
+        positive = not len(ends) or min(ends) > 0
+        self.logarithmic = not self.categories and (
+            (distribution.logarithmic and positive) or _spans_decades(distribution)
+        )
 
     def places(self, trials: Sequence[Trial]) -> np.ndarray:
         """Where trials lie, in units in which the axis is even."""

@@ -95,12 +95,15 @@ def _best(rows: list[dict[str, Any]], key: str, lower: bool, digits: int) -> str
     return f"{min(means) if lower else max(means):.{digits}f}" if means else None
 
 
-def _cell(value: dict[str, float | None] | None, digits: int, method: str | bool) -> str:
+def _cell(value: dict[str, Any] | None, digits: int, method: str | bool) -> str:
     mean = (value or {}).get("mean")
     if value is None or mean is None:
+        seeds = (value or {}).get("by_seed") or []
+        if there := sum(one is not None for one in seeds):
+            return f"{there} of {len(seeds)}"  # seeds got there
         # The floor takes no steps; whoever takes steps and has no number never got there.
         return "never" if method and method != "floor" and value is not None else "-"
     low, high = value.get("low"), value.get("high")
-    if low is None or high is None:
+    if low is None or high is None or low == high:  # a single value has no interval
         return f"{mean:.{digits}f}"
     return f"{mean:.{digits}f} ±{(high - low) / 2:.{digits}f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -125,7 +126,7 @@ class Stream(SharedOut, ABC):
         numbers = {name: number for number, name in enumerate(names)}
         labels = torch.tensor([numbers[label] for label in self._rows.labels])
         self.table = Table(inputs, labels, names)
-        self.spec = self._spec(vocab_size)
+        self.spec = replace(self._spec(vocab_size), encoding=self._encoding)
         self._begin()
         self._ready = True
 
@@ -155,4 +156,5 @@ class Stream(SharedOut, ABC):
         assert self._rows is not None
         training = self._rows.select(self.splits["train"].tolist())
         encoder = self.encoder or (Pixels() if training.kind == "images" else Words())
+        self._encoding = training.digest() if encoder.learns else ""
         return encode(encoder, training, rows, self.cache)

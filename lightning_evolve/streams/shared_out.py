@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,16 +78,19 @@ class SharedOut(LightningDataModule):
         return StepLoader(
             TrainingTasks(self._training, self.tasks_per_step, rank, world),
             batch_size=None,
-            sampler=StepSampler(steps, self._first_step),
+            sampler=StepSampler(steps, partial(self._first_step, steps)),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             generator=torch.Generator(),  # else each epoch would draw from the global one
         )
 
-    def _first_step(self) -> int:
-        return (
-            self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
-        )
+    def _first_step(self, steps: int) -> int:
+        """The mini-batch to go on with; an epoch's last optimizer step may take fewer of them."""
+        if not self.trainer:
+            return 0
+        each = self.trainer.accumulate_grad_batches
+        epochs, taken = divmod(self.trainer.global_step, -(-steps // each))
+        return epochs * steps + taken * each
 
     def _evaluation_loader(self, items: Dataset[Any]) -> DataLoader[Any]:
         # The rank's share is taken already: the sampler only tells Lightning so.

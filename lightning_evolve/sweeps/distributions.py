@@ -304,6 +304,8 @@ def _check_numbers(at: str, kind: str, options: dict[str, Any]) -> None:
             raise UsageError(f"{at}.{key} is {value}; int_uniform takes whole numbers")
         if key in ("q", "sigma", "a", "b") and value <= 0:
             raise UsageError(f"{at}.{key} is {value}; it must be above 0")
+        if key == "mu" and "log" in kind and abs(value) > _LARGEST_EXPONENT:
+            raise UsageError(f"{at}.mu is {value}, an exponent of e; give one nearer to 0")
     if "min" not in options:
         return
     low, high = options["min"], options["max"]

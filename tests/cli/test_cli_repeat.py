@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_evolve.cli import repeat
+from lightning_evolve.errors import UsageError
 
 
 def results(seed: int) -> dict:
@@ -104,3 +105,16 @@ def test_it_goes_on_where_it_was_interrupted(call, fits) -> None:
 def test_a_failing_run_ends_it(call, fits) -> None:
     assert call("repeat", "--config", "tiny.yaml", "--data.fails=setup").code == 2
     assert len(fits) == 1
+
+
+def test_seeds_of_other_options_are_not_mixed(fits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("model: A")
+    assert repeat.run("repeat", ["--seeds", "1", "--config", "mine.yaml"]) == 0
+    assert repeat.run("repeat", ["--seeds", "2", "--config", "mine.yaml"]) == 0
+    assert len(fits) == 2
+    with pytest.raises(UsageError, match=r"seeds that were run under other options.*options\.json"):
+        repeat.run("repeat", ["--seeds", "3", "--config", "mine.yaml", "--alpha", "0.1"])
+    Path("mine.yaml").write_text("model: B")
+    with pytest.raises(UsageError, match="other options"):
+        repeat.run("repeat", ["--seeds", "3", "--config", "mine.yaml"])

@@ -4,7 +4,7 @@ import unicodedata
 
 import numpy as np
 
-from lightning_evolve.data.cleaning import Dropped, clean
+from lightning_evolve.data.cleaning import Dropped, clean, normalise
 from lightning_evolve.data.rows import Rows
 
 
@@ -35,3 +35,8 @@ def test_images_are_compared_by_content():
 
 def test_nothing_dropped_is_false():
     assert not clean(Rows(["a"], texts=["x"]))[1]
+
+
+def test_half_of_an_emoji_is_replaced():
+    assert normalise("a \ud83d b") == "a \ufffd b"
+    assert normalise("a \U0001f600 b") == "a \U0001f600 b"

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from lightning_evolve.data.files import read_texts
+from lightning_evolve.data.files import read_path, read_texts
 from lightning_evolve.data.rows import Rows
 from lightning_evolve.data.sources import load
 from lightning_evolve.errors import UsageError
@@ -151,7 +151,8 @@ def test_classes_keeps_only_these(read, tmp_path):
 def test_read_texts(tmp_path):
     (tmp_path / "x.txt").write_text("first\n\nthird\n")
     (tmp_path / "x.csv").write_text("id,body\n1,hello\n")
-    assert read_texts(str(tmp_path / "x.txt"), "text") == ["first", "", "third"]
+    lines = read_texts(str(tmp_path / "x.txt"), "text")
+    assert lines == ["first", "", "third"]
     assert read_texts(str(tmp_path / "x.csv"), "body") == ["hello"]
     with pytest.raises(UsageError, match=r"no column 'text'.*text_column to one of id, body"):
         read_texts(str(tmp_path / "x.csv"), "text")
@@ -244,3 +245,52 @@ def test_a_file_that_may_not_be_read(read, tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
     with pytest.raises(UsageError, match=r"cannot be read \(Permission denied\)"):
         read(tmp_path / "x.csv")
+
+
+def of(path):
+    return read_path(path, "text", "label")
+
+
+def test_labels_are_names_whatever_wrote_them(tmp_path):
+    rows = [{"text": f"t{n}", "label": label} for n, label in enumerate(["a", "a ", "caf\u00e9"])]
+    rows.append({"text": "t9", "label": "cafe\u0301"})
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert of(tmp_path / "x.jsonl")["train"].labels == ["a", "a", "caf\u00e9", "caf\u00e9"]
+
+
+@pytest.mark.parametrize("label", ["NaN", "[1, 2]", '{"a": 1}', "null", '"  "'])
+def test_labels_that_are_none_are_refused(tmp_path, label):
+    (tmp_path / "x.jsonl").write_text(f'{{"text": "t", "label": {label}}}')
+    with pytest.raises(UsageError, match=r"row 1 of .* has "):
+        of(tmp_path / "x.jsonl")
+
+
+def test_lines_end_where_a_file_says_so(tmp_path):
+    (tmp_path / "x.txt").write_bytes("one\u2028still one\r\ntwo\x0c\n\nfour\n".encode())
+    lines = read_texts(str(tmp_path / "x.txt"), "text")
+    assert lines == [
+        "one\u2028still one",
+        "two\x0c",
+        "",
+        "four",
+    ]
+
+
+def test_a_column_that_the_first_row_lacks_is_there(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "t"}\n{"text": "u", "label": "a"}')
+    with pytest.raises(UsageError, match=r"row 1 of .* has no label"):
+        of(tmp_path / "x.jsonl")
+
+
+def test_json_that_is_too_deep_is_no_json(tmp_path):
+    (tmp_path / "x.json").write_text("[" * 100_000)
+    with pytest.raises(UsageError, match="is no JSON"):
+        of(tmp_path / "x.json")
+
+
+def test_a_folder_of_arrays_keeps_their_splits(tmp_path):
+    images = np.zeros((2, 4, 4), np.uint8)
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", **{f"x_{split}": images, f"y_{split}": [0, 1]})
+    found = of(tmp_path)
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 2, "test": 2}

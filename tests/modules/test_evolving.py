@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import lightning as L
@@ -11,12 +12,13 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_evolve.data import Pixels
+from lightning_evolve.data import Pixels, Words
 from lightning_evolve.errors import UsageError
 from lightning_evolve.estimators import EvolutionStrategies, FirstOrder, PersistentES, Unrolled
-from lightning_evolve.learners import CNN
+from lightning_evolve.learners import CNN, LSTM
 from lightning_evolve.meta_learners import SGD, Adam, CoordinateMLP, Gains, Linear
 from lightning_evolve.modules import Classifier, EvolvingClassifier
+from lightning_evolve.modules.checkpoints import check_same_data
 from lightning_evolve.rewards import Accuracy
 from lightning_evolve.streams import BatchStream
 from lightning_evolve.tasks import DataSpec
@@ -271,3 +273,51 @@ def test_the_plain_classifier_trains_only_what_is_named(tmp_path):
     trainer(tmp_path, max_steps=2).fit(m, datamodule=data)
     moved = {n for n, p in m.learner.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {"head.weight", "head.bias"}
+
+
+def test_a_source_that_has_changed_since_the_run_is_refused():
+    spec = DataSpec(2, 9, class_names=("a", "b"), encoding="x")
+    check_same_data(spec, spec, "s")
+    check_same_data(DataSpec(3), DataSpec(3, class_names=()), "s")
+    check_same_data(replace(spec, encoding=""), spec, "s")
+    with pytest.raises(UsageError, match=r"source 's' has other classes .* has 'z' and lacks 'a'"):
+        check_same_data(replace(spec, class_names=("b", "z")), spec, "s")
+    with pytest.raises(UsageError, match="other training rows than the checkpoint's run"):
+        check_same_data(replace(spec, encoding="y"), spec, "s")
+    mixed = (DataSpec(2, families={"f": replace(spec, encoding=e)}) for e in "xy")
+    with pytest.raises(UsageError, match="source 'f' has other training rows"):
+        check_same_data(*mixed, None)
+
+
+def test_a_test_on_other_words_than_those_of_the_run_is_refused(tmp_path):
+    def data(words):
+        rows = [f"{w} {n} of c{c},c{c}" for c in range(4) for n, w in enumerate(words)]
+        (tmp_path / "x.csv").write_text("\n".join(["text,label", *rows]))
+        return BatchStream(
+            source=str(tmp_path / "x.csv"),
+            encoder=Words(max_vocabulary=12),
+            validation_rows=2,
+            batch_size=4,
+            cache_dir=str(tmp_path / "cache"),
+        )
+
+    def fresh():
+        small = partial(LSTM, embedding_size=3, hidden_size=3)
+        return module(learner=small, theta="persistent", steps=1, estimator=EvolutionStrategies())
+
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+    t = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    t.fit(fresh(), datamodule=data(words))
+    t.save_checkpoint(tmp_path / "c.ckpt")
+    with pytest.raises(UsageError, match="other training rows than the checkpoint's run"):
+        trainer(tmp_path).test(
+            fresh(), data([*words, "nine"]), ckpt_path=tmp_path / "c.ckpt", weights_only=True
+        )
+
+
+def test_mini_batches_of_fixed_classes_need_a_theta_that_goes_on():
+    spec = DataSpec(3, shape=(1, 8, 8), class_names=("a", "b", "c"))
+    with pytest.raises(UsageError, match="theta is episodic and the data are mini-batches"):
+        module().build(spec)
+    module(theta="persistent").build(spec)
+    module(learn_init=True).build(spec)

@@ -102,3 +102,12 @@ def test_free_names(tmp_path: Path) -> None:
     for name in ("test.json", "test-2.json", "test-3.json"):
         assert free(path).name == name
         free(path).touch()
+
+
+def test_what_some_seeds_never_reached_is_told_and_one_value_has_no_interval():
+    from lightning_evolve.reports.table import _cell
+
+    none = {"mean": None, "low": None, "high": None}
+    assert _cell({**none, "by_seed": [5.0, None, 5.0]}, 1, "adam") == "2 of 3"
+    assert _cell({**none, "by_seed": [None, None]}, 1, "adam") == "never"
+    assert _cell({"mean": 0.5, "low": 0.5, "high": 0.5}, 3, "adam") == "0.500"

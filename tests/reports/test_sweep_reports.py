@@ -165,3 +165,12 @@ def test_without_adam_nobody_has_steps_to_its_best() -> None:
         print_results({"rows": rows}, console)
         assert ("Adam's best" in console.file.getvalue()) == shown
         assert ("never" in console.file.getvalue()) == shown
+
+
+def test_a_stepped_logarithmic_axis_may_begin_at_zero(tmp_path: Path) -> None:
+    clip = Distribution("q_log_uniform_values", {"min": 0.4, "max": 20, "q": 1})
+    parameters = {"clip": clip, **{"beta": RATES["model.init_args.beta"]}}
+    chosen = ({"clip": float(n), "beta": 0.01 * (n + 1)} for n in range(3))
+    trials = [Trial(n, values, "finished", 0.5) for n, values in enumerate(chosen)]
+    plot_heat_map(trials, parameters, "val/loss", "minimize", tmp_path / "map.png")
+    assert (tmp_path / "map.png").exists()

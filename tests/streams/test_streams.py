@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -84,9 +85,9 @@ def test_what_the_learner_is_told_fits_the_batches(make_stream, kind):
     stream = started(make_stream(kind))
     batch = stream.training_task(0).query
     names = stream.table.class_names if kind == "batches" else ()
-    assert stream.spec == DataSpec(
-        16 if kind == "batches" else 3, stream.spec.vocab_size, (), names
-    )
+    ways = 16 if kind == "batches" else 3
+    assert replace(stream.spec, encoding="") == DataSpec(ways, stream.spec.vocab_size, (), names)
+    assert stream.spec.encoding  # as its words are those of the training rows
     assert batch.labels.max() < stream.spec.num_classes
     assert stream.spec.vocab_size > 4
     assert batch.inputs["input_ids"].max() < stream.spec.vocab_size
@@ -301,3 +302,25 @@ def test_bad_sources_are_refused_at_setup(make_stream, write_texts):
     for _ in range(2):  # and the second time too, not half set up
         with pytest.raises(UsageError, match="Pixels reads images"):
             broken.setup()
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 6])
+def test_every_class_of_an_experience_comes_whatever_the_batch(make_stream, batch_size):
+    stream = started(make_stream("drift", batch_size=batch_size, period=40))
+    labels = torch.cat([stream.training_task(index).query.labels for index in range(40)])
+    counts = torch.bincount(labels, minlength=stream.spec.num_classes)
+    assert (counts > 40 * batch_size / stream.spec.num_classes / 2).all()
+
+
+def test_an_epoch_that_accumulation_does_not_divide_skips_nothing():
+    class Trainer:
+        accumulate_grad_batches, global_step = 4, 0
+
+    stream = BatchStream(source="topics")
+    stream.trainer = Trainer()
+    begins = []
+    for Trainer.global_step in range(11):
+        begins.append(stream._first_step(18))
+    assert begins == [0, 4, 8, 12, 16, 18, 22, 26, 30, 34, 36]
+    Trainer.accumulate_grad_batches = 1
+    assert stream._first_step(18) == 10

@@ -10,6 +10,7 @@ from lightning_evolve.data.cache import Entry
 from lightning_evolve.data.checks import at_least
 from lightning_evolve.data.encoders.base import Encoder
 from lightning_evolve.data.rows import Rows
+from lightning_evolve.errors import UsageError
 from lightning_evolve.tasks import Tensors
 
 
@@ -49,7 +50,13 @@ class LatentWords(Encoder):
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         self.vectorizer = TfidfVectorizer(sublinear_tf=True)
-        found = self.vectorizer.fit_transform(rows.texts)
+        try:
+            found = self.vectorizer.fit_transform(rows.texts)
+        except ValueError as error:  # scikit-learn's for an empty vocabulary
+            raise UsageError(
+                "encoder LatentWords finds no word of two letters or more in the training texts; "
+                "use NGrams"
+            ) from error
         # No more axes than there can be.
         svd = TruncatedSVD(min(self.size, *found.shape), random_state=0).fit(found)
         self.axes = svd.components_
