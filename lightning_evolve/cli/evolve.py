@@ -40,7 +40,7 @@ def run(command: str, arguments: list[str]) -> int:
     rest = expand([argument for argument in arguments if argument not in _FLAGS])
     run_dir, rest = take(rest, "--run_dir")
     generations, rest = take(rest, "--generations")
-    if generations is not None and not (generations.isdigit() and int(generations) > 0):
+    if generations is not None and not (generations.isdecimal() and int(generations) > 0):
         raise UsageError(f"--generations is {generations}; give how many, at least 1")
     files = config_files(rest)
     path = Path(run_dir) if run_dir else RUNS / (Path(files[-1]).stem if files else command)
@@ -58,6 +58,8 @@ def run(command: str, arguments: list[str]) -> int:
         # From here on it takes seconds.
         evolution, text = build(rest, print_config="--print_config" in flags)
         if "--dry-run" in flags or "--dry_run" in flags:
+            if known.exists():
+                _remember(known, text)
             return _dry_run(evolution, path)
         from lightning_evolve.evolution.state import State, alone
 
@@ -103,12 +105,18 @@ def _difference(earlier: str, now: str) -> str | None:
     import yaml
 
     def flat(tree: Any, at: str = "") -> dict[str, Any]:
-        if not isinstance(tree, dict):
-            return {at: tree}
+        if not isinstance(tree, dict) or not tree:
+            return {at: tree or None}
         return {k: v for n, t in tree.items() for k, v in flat(t, f"{at}.{n}".strip(".")).items()}
 
     before, after = flat(yaml.safe_load(earlier)), flat(yaml.safe_load(now))
-    return next((key for key in before if before[key] != after.get(key)), None)
+
+    def same(key: str) -> bool:
+        if any(other.startswith(f"{key}.") for other in after):
+            return False  # nothing has become something
+        return bool(before[key] == after.get(key))
+
+    return next((key for key in before if not same(key)), None)
 
 
 def _evolve(evolution: Evolution, state: State, last: int | None, *, watch: bool) -> None:

@@ -23,7 +23,7 @@ def run(command: str, arguments: list[str]) -> int:
         UsageError: for a mistake of the user.
     """
     to, rest = take(arguments, "--to") if command == "rollback" else (None, arguments)
-    if to is not None and not to.isdigit():
+    if to is not None and not to.isdecimal():
         raise UsageError(f"--to is {to}; give the number of a generation")
     if options := [argument for argument in rest if argument.startswith("-")]:
         raise UsageError(f"{command} has no option {options[0]}; see lightning-evolve --help")

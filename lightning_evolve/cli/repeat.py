@@ -34,7 +34,7 @@ def run(command: str, arguments: list[str]) -> int:
     """
     count, rest = take(expand(arguments), "--seeds")
     parent, rest = take(rest, "--run_dir")
-    if count is not None and not (count.isdigit() and int(count) > 0):
+    if count is not None and not (count.isdecimal() and int(count) > 0):
         raise UsageError(f"--seeds is {count}; give how many seeds to run, at least 1")
     for option in ("--seed_everything", "--ckpt_path"):
         if take(rest, option)[0] is not None:

@@ -321,7 +321,7 @@ class FeedbackStore:
             )
             identity = values.get("prediction_id")
             text = None if identity else self._private(reading.text_of(values.get("text")))
-            given = self._give(db, str(identity) if identity else None, text, voice)
+            given = self._give(db, str(identity) if identity else None, text, voice, read=True)
         except ValueError as error:  # a UsageError is one; what the disk cannot do is none
             return None, str(error)
         return given.status, ""
@@ -372,15 +372,27 @@ class FeedbackStore:
             raise UsageError(f"source is {source!r:.120}: give a name of 1 to 100 characters")
         try:
             reading.checked(source, "source")
+            if not source.isprintable():
+                raise ValueError(f"the source {source!r:.120} has signs that cannot be printed")
             seconds = reading.time_of(when)
         except ValueError as error:
             raise UsageError(f"{error}: mend it") from None
         return _Voice(name, source, seconds)
 
     def _give(
-        self, db: sqlite3.Connection, identity: str | None, text: str | None, voice: _Voice
+        self,
+        db: sqlite3.Connection,
+        identity: str | None,
+        text: str | None,
+        voice: _Voice,
+        *,
+        read: bool = False,
     ) -> Given:
-        """Writes an entry on an answer, or else on a text; in a transaction."""
+        """Writes an entry on an answer, or else on a text; in a transaction.
+
+        A row of a file that has no time may have been read before: what its source has said of
+        the same before, it does not say again.
+        """
         if identity is not None:
             answer = db.execute("SELECT text FROM predictions WHERE id = ?", (identity,)).fetchone()
             if answer is None:
@@ -397,7 +409,8 @@ class FeedbackStore:
             (key, identity, voice.source),
         ).fetchall()
         for place, entry in enumerate(entries):
-            if entry["label"] == voice.label and (place == 0 or entry["time"] == voice.time):
+            said = place == 0 or entry["time"] == voice.time or (read and voice.time is None)
+            if entry["label"] == voice.label and said:
                 return Given("repeated", entry["seq"])
         seq = db.execute(
             "INSERT INTO feedback (prediction_id, key, text, label, source, time, trust)"

@@ -183,7 +183,8 @@ class Journal:
         """
         noted = self._db.execute(
             "INSERT OR IGNORE INTO quarantine (source, place, reason, time) VALUES (?, ?, ?, ?)",
-            (source, place, reason, time.time()),
+            # A file's name may be no valid Unicode, which SQLite does not take.
+            (source, place.encode("utf-8", "backslashreplace").decode(), reason, time.time()),
         )
         return noted.rowcount > 0
 

@@ -97,11 +97,12 @@ class Evolution:
         for source in sources:
             if isinstance(source, Planned) and source.seed is None:
                 source.seed = seed
+        self.optimisation = optimisation or Optimisation()
+        self.training = training or Training()
+        self.optimisation.check(self.training)
         self.sources = sources
         self.pretrained = pretrained
         self.processing = processing or Processing()
-        self.training = training or Training()
-        self.optimisation = optimisation or Optimisation()
         self.gate = gate or Gate()
         self.trusted = trusted or []
         self.trust = trust or {}
@@ -278,10 +279,10 @@ class Evolution:
             yield f"generation {number} is in progress and would be finished first"
         else:
             self.gather(state)
-            counts = journal.execute(
-                "SELECT status, count(*) FROM records WHERE generation IS NULL GROUP BY status"
-            ).fetchall()
-            yield "pending: " + (", ".join(f"{n} {status}" for status, n in counts) or "nothing")
+            count = journal.execute(
+                "SELECT count(*) FROM records WHERE generation IS NULL AND status = 'kept'"
+            ).fetchone()[0]
+            yield f"pending: {count} kept" if count else "pending: nothing"
             if (reason := self.due(state)) is None:
                 lacking = None if journal.generations() else self._lacking(journal)
                 yield "no generation is due" + (f": {lacking}" if lacking else "")
@@ -308,7 +309,9 @@ class Evolution:
             return
         position = journal.state("watched") or {"records": 0, "predictions": 0}
         arrived = journal.execute(
-            "SELECT * FROM records WHERE seq > ? AND status IN ('kept', 'unlabelled') ORDER BY seq",
+            # Corrections are of what was wrong, and were seen when they were served.
+            "SELECT * FROM records WHERE seq > ? AND status IN ('kept', 'unlabelled')"
+            " AND source NOT LIKE 'feedback:%' ORDER BY seq",
             (position["records"],),
         ).fetchall()
         served = store.predictions(position["predictions"], _SERVED)
@@ -426,12 +429,13 @@ class Evolution:
     def _prune(self, state: State) -> None:
         """Removes artifacts that nothing can come back to.
 
-        What stays: the models of the last ``keep`` champions, those of the baselines, the scores of
-        all generations and what is learned about learning. Records are never removed.
+        What stays: the model in use, those of the last ``keep`` champions before it, those of the
+        baselines, the scores of all generations and what is learned about learning. Records are
+        never removed.
         """
         journal, artifacts = state.journal, state.artifacts
         generations = journal.generations()
-        recent = journal.recent_champions(self.keep)
+        recent = journal.recent_champions(self.keep + 1)  # with the one in use
         models = [g.model for g in generations if g.number in recent and g.model]
         models += [journal.state(f"beside:{name}") for name in self.beside]
         kept = {part for model in set(models) if model for part in Model.parts(artifacts, model)}

@@ -62,6 +62,27 @@ class Optimisation:
         self.proposer = proposer
         self._unlearned = deepcopy(proposer.state_dict()) if proposer else None
 
+    def check(self, training: Training) -> None:
+        """Refuses what would fail when the first generation is planned, and the run be begun then.
+
+        Args:
+            training: whose settings the proposer may propose.
+
+        Raises:
+            UsageError: the proposer's space names settings that the training does not have, or
+                its rule has no phi.
+        """
+        usual = training.settings()
+        if self.proposer and (unknown := sorted({*self.proposer.space} - {*usual})):
+            raise UsageError(
+                f"the space names {unknown[0]!r}, which training does not have: choose from "
+                f"{', '.join(usual)}"
+            )
+        if self.pairs and training.without_phi():
+            raise UsageError(
+                "the rule of training has no phi that could be learned: give optimisation.pairs 0"
+            )
+
     def plan(self, journal: Journal, training: Training, seed: tuple[int, int]) -> list[Trial]:
         """What a generation tries.
 
@@ -69,19 +90,11 @@ class Optimisation:
             journal: with what has been learned.
             training: whose settings are those that the proposer says nothing about.
             seed: of the run, and number of the generation.
-
-        Raises:
-            UsageError: the proposer's space names settings that the training does not have.
         """
         usual = training.settings()
         proposer = self._proposer(journal)
         if proposer is None:
             return self._trials([usual] * (1 + self.pairs))
-        if unknown := sorted({*proposer.space} - {*usual}):
-            raise UsageError(
-                f"the space names {unknown[0]!r}, which training does not have: choose from "
-                f"{', '.join(usual)}"
-            )
         mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
         proposed = [{**usual, **s} for s in proposer.propose(max(1, self.pairs), mixed)]
         if not self.pairs:
@@ -166,10 +179,7 @@ class Optimisation:
     def _outer(
         self, journal: Journal, artifacts: Artifacts, rule: MetaLearner, seed: int
     ) -> OuterStep:
-        if not rule.phi():
-            raise UsageError(
-                f"{type(rule).__name__} has no phi that could be learned: give optimisation.pairs 0"
-            )
+        assert rule.phi(), "check has seen to it"
         outer = OuterStep(rule.phi(), beta=self.beta, sigma=self.sigma, pairs=self.pairs, seed=seed)
         if saved := journal.state(_OUTER):
             outer.load_state_dict(artifacts.tensors(saved))

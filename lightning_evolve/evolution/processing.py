@@ -160,7 +160,10 @@ class Processing:
         # The part that it has had, not that of today's shares.
         part = there["part"]
         if there["label"] == label:
-            return "duplicate", None, "duplicate"
+            if there["status"] != "held" or record["source"] == there["source"]:
+                return "duplicate", None, "duplicate"
+            # Another source says what was held back, in other letters: its own word counts.
+            return "kept", part, "kept"
         if not _prevails(record, there):
             return "superseded", part, "superseded"
         journal.execute("UPDATE records SET status = 'superseded' WHERE seq = ?", (there["seq"],))
@@ -178,14 +181,17 @@ class Processing:
         return [
             other
             for other in found
-            if other and jaccard(grams, shingles(normalise(other["text"]).casefold())) >= self.near
+            # What is held back may be poison, and is no reason to turn its like away.
+            if other
+            and other["status"] != "held"
+            and jaccard(grams, shingles(normalise(other["text"]).casefold())) >= self.near
         ]
 
 
 def _there(journal: Journal, key: str) -> sqlite3.Row | None:
     """The record by which a text is there: the one that is in use, or else was last."""
     found: sqlite3.Row | None = journal.execute(
-        "SELECT seq, source, text, label, weight, part FROM records"
+        "SELECT seq, source, text, label, weight, part, status FROM records"
         " WHERE key = ? AND part IS NOT NULL AND status != 'new'"
         " ORDER BY status != 'superseded' DESC, seq DESC LIMIT 1",
         (key,),

@@ -76,14 +76,16 @@ def label_of(value: object) -> str | None:
     Raises:
         ValueError: it is something else; says what.
 
-    >>> label_of(3), label_of("  a  b"), label_of("")
-    ('3', 'a b', None)
+    >>> label_of(3), label_of("  a  b"), label_of(""), label_of(3.0)
+    ('3', 'a b', None, '3')
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if not isinstance(value, str | int | float):
         raise ValueError("the label is neither a name nor a number")
-    label = checked(normalise(str(value)), "label")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of numbers with a gap in it is one of floats
+    label = normalise(checked(str(value), "label"))
     if len(label) > LONGEST_LABEL:
         raise ValueError(f"the label has more than {LONGEST_LABEL} characters")
     return label or None
@@ -102,7 +104,7 @@ def text_of(value: object) -> str:
         raise ValueError("it has no text")
     if not isinstance(value, str):
         raise ValueError("the text is no string")
-    text = checked(normalise(value), "text")
+    text = normalise(checked(value, "text"))
     if not text:
         raise ValueError("it has no text")
     if len(text) > LONGEST:
@@ -307,12 +309,12 @@ def _parquet(path: Path) -> Iterator[Row]:
 def _values(array: Any) -> list[Any]:
     try:
         return cast(list[Any], array.to_pylist())
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):  # of UTF-8, or of a date that Python does not know
         return [_value(scalar) for scalar in array]
 
 
 def _value(scalar: Any) -> Any:
     try:
         return scalar.as_py()
-    except UnicodeDecodeError:
-        return "\ud800"  # text_of tells that it is no valid Unicode
+    except (ValueError, OverflowError):
+        return "\ud800"  # text_of and time_of tell that it is none

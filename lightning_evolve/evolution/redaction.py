@@ -33,28 +33,33 @@ class Redacted(NamedTuple):
 
 
 # Lengths are bounded and every match starts at a boundary, so that time is linear in the text.
-_EMAIL = re.compile(r"(?<![\w.%+'-])[\w.%+'-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])")
+_EMAIL = re.compile(r"(?<![\w.%+'-])[\w.%+'-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?!\w)")
 
 _START, _END = r"(?<![\w#+/-])(?<!\d[.,:])", r"(?!\w)(?![.,:/-]\d)"
+# A card's check digit tells it from other numbers, whatever stands around it.
 _CARD = re.compile(
-    rf"{_START}(?:\d{{13,19}}|\d{{4}}([ .-])\d{{4}}\1\d{{4}}\1\d{{1,4}}(?:\1\d{{1,3}})?"
-    rf"|\d{{4}}([ .-])\d{{6}}\2\d{{4,5}}){_END}"
+    r"(?<![\w+-])(?<!\d[.,:])"
+    r"(?:\d{13,19}|\d{4}([ .-])\d{4}\1\d{4}\1\d{1,4}(?:\1\d{1,3})?"
+    r"|\d{4}([ .-])\d{6}\2\d{4,5})(?!\d)"
 )
 
 _DATE = r"(?:\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](?:\d{4}|\d{2}))(?!\d)"
 _ADDRESS = r"\d{1,3}(?:\.\d{1,3}){3}(?![\d.])"
+_MONTHS = r"0?\d/\d{4}"  # 05/2024 - 06/2025
+_ZIP = r"\d{5}-\d{4}(?!\d)"
+_DECIMAL = r"\d*\.\d+(?![\d.]|[ ./()-]\d)"
 _NUMBER = r"\(?\d(?:[ ./()-]{0,2}\d){6,14}"
 _PHONE = re.compile(
-    rf"(?<![\w+])\+(?![ ./-])(?:[ ./()-]{{0,2}}\d){{8,15}}{_END}"
+    rf"(?<![\w+])\+(?![ ./-])(?!{_DECIMAL})(?:[ ./()-]{{0,2}}\d){{8,15}}{_END}"
     rf"|{_START}00[1-9](?:[ ./()-]{{0,2}}\d){{7,14}}{_END}"
     rf"|{_START}(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])\d{{3}}[ .-]\d{{4}}{_END}"
 )
 _NATIONAL = re.compile(
-    rf"{_START}(?<!\d[ -])(?!{_DATE})"
+    rf"{_START}(?<!\d[ -])(?!{_DATE})(?!{_MONTHS})(?!{_ZIP})"
     rf"(?:\(0[1-9]\d{{0,3}}\)|0[1-9]\d{{0,3}})(?:[ /-]{{1,3}}\d{{2,8}}){{1,4}}{_END}"
 )
 _CALLED = re.compile(
-    rf"\b(?:tel|phone|telephone|mobile|cell|fax|call|whatsapp)\b(?:[^\w\n]|number|no|is|at|me|us|on)"
+    rf"(?<!\[)\b(?:tel|phone|telephone|mobile|cell|fax|call|whatsapp)\b(?:[^\w\n]|number|no|is|at|me|us|on)"
     rf"{{1,12}}?(?<!\w)((?!{_DATE})(?!{_ADDRESS}){_NUMBER}){_END}",
     re.IGNORECASE,
 )

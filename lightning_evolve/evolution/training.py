@@ -108,6 +108,16 @@ class Training:
             "adapt": self.adapt,
         }
 
+    def without_phi(self) -> bool:
+        """Whether the rule has nothing to learn, as far as a matrix of any name tells."""
+        if self.saved is not None:
+            return not self.saved.phi()
+        assert self.factory is not None, "a rule is saved, or built"
+        try:
+            return not self.factory({"head.weight": torch.zeros(2, 2)}).phi()
+        except UsageError:
+            return False  # one for the tensors of a certain model
+
     def rule(self, model: Model, adapt: Sequence[str]) -> MetaLearner:
         """Returns g_phi for the parameters of a model, with phi as it begins.
 

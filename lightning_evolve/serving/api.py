@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fastapi import HTTPException
 from litserve import LitAPI
 
+from lightning_evolve.data.cleaning import normalise
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution.feedback import FeedbackStore, Prediction
+from lightning_evolve.evolution.redaction import redact
 from lightning_evolve.evolution.state import SERVICE
 from lightning_evolve.serving.lifetime import end_with_parent
 from lightning_evolve.serving.loop import PipelinedLoop
@@ -137,6 +139,11 @@ class ChampionAPI(LitAPI):  # type: ignore[misc]
             answers.append(Answer(in_use.generation, labels, json.dumps(content).encode()))
         return answers, entries
 
+    def _read(self, text: str) -> str:
+        """A text as those that the model has learned from and was judged on are."""
+        clean = normalise(text)
+        return redact(clean).text if self.redact else clean
+
     def _predicted(
         self, texts: list[str], in_use: Champion
     ) -> tuple[list[dict[str, Any]], list[Prediction]]:
@@ -144,7 +151,8 @@ class ChampionAPI(LitAPI):  # type: ignore[misc]
         answers, entries = [], []
         for first in range(0, len(texts), _ROWS):
             part = texts[first : first + _ROWS]
-            rows = in_use.model.predict(part).probabilities.tolist()
+            read = [self._read(text) for text in part]
+            rows = in_use.model.predict(read).probabilities.tolist()
             for text, row in zip(part, rows, strict=True):
                 shares = {name: round(p, 6) for name, p in zip(classes, row, strict=True)}
                 top = sorted(shares, key=shares.__getitem__, reverse=True)[:TOP]

@@ -140,6 +140,16 @@ def test_another_configuration_of_the_same_run(call, run, config):
     assert "(gate.fewest differs)" in answer.mistake
 
 
+def test_what_was_nothing_and_becomes_something_is_a_change(call, config):
+    Path("small.yaml").write_text(yaml.safe_dump({**CONFIG, "trust": {}}), encoding="utf-8")
+    assert call("evolve", config, "--run_dir=run").code == 0
+    Path("small.yaml").write_text(
+        yaml.safe_dump({**CONFIG, "trust": {"ann": 0.0}}), encoding="utf-8"
+    )
+    assert "(trust differs)" in call("evolve", config, "--run_dir=run").mistake
+    assert "(trust differs)" in call("evolve", config, "--run_dir=run", "--dry-run").mistake
+
+
 def refused(call, capsys, *options):
     """The one line, of the command or of its parser, which exits."""
     with contextlib.suppress(SystemExit):

@@ -329,3 +329,21 @@ def test_what_was_acknowledged_outlives_kills(tmp_path, path):
     corrected = [c.text for c in store.corrections()]
     assert {there[identity] for identity in given} <= set(corrected)
     assert len(corrected) == len(set(corrected)) == store.count("feedback")
+
+
+def test_a_file_that_grows_says_nothing_again_that_was_replaced_since(store, tmp_path):
+    file = tmp_path / "fixes.csv"
+    file.write_text("prediction_id,label,source\np,b,ann\n")
+    assert store.import_file(file).counts == {"accepted": 1}
+    store.give("p", "c", source="ann")
+    file.write_text("prediction_id,label,source\np,b,ann\nq,b,ann\n")
+    assert store.import_file(file).counts == {"repeated": 1, "accepted": 1}
+    assert resolved(store)[0][:2] == ("p", "c")
+    file.write_text("prediction_id,label,source\np,b,ann\np,c,ann\n")
+    for _ in range(3):
+        assert store.import_file(file).counts == {"repeated": 2}
+
+
+def test_a_source_that_cannot_be_printed_is_refused(store):
+    with pytest.raises(UsageError, match="cannot be printed"):
+        store.give("p", "b", source="\x1b[2Jevil")

@@ -12,8 +12,11 @@ from safetensors.torch import load, save
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evaluation import interval
+from lightning_evolve.evolution.optimisation import Optimisation
 from lightning_evolve.evolution.outer_step import OuterStep, ascent, perturbations
 from lightning_evolve.evolution.proposers import RandomSearch, ThompsonSampling
+from lightning_evolve.evolution.training import Training
+from lightning_evolve.meta_learners import Adam
 
 PHI = {"gain": torch.tensor([0.0, 1.0, -1.0]), "bias": torch.tensor([[2.0]])}
 SLOPE = {"gain": torch.tensor([1.0, -2.0, 0.5]), "bias": torch.tensor([[3.0]])}
@@ -259,3 +262,12 @@ def test_forgetting_is_worth_it_where_the_surface_changes():
         for f in (1.0, 0.9)
     )
     assert interval(kept - forgot)["low"] > 0
+
+
+def test_what_no_generation_could_plan_is_refused_before_the_first():
+    with pytest.raises(UsageError, match=r"no phi .*: give optimisation\.pairs 0"):
+        Optimisation(pairs=1).check(Training(Adam))
+    Optimisation(pairs=0).check(Training(Adam))
+    Optimisation(pairs=1).check(Training("text"))
+    with pytest.raises(UsageError, match="the space names 'alpa'"):
+        Optimisation(proposer=ThompsonSampling({"alpa": [0.1, 0.2]})).check(Training("text"))

@@ -338,3 +338,15 @@ def test_without_the_extra(journal, monkeypatch):
     with pytest.raises(UsageError, match=r"pip install lightning-evolve\[evolution\]"):
         Processing().process(journal)
     assert statuses(journal) == ["new"]
+
+
+def test_what_is_held_back_does_not_turn_its_like_away(journal):
+    one = SENTENCE.format("x")
+    add(journal, (one, "a"), source="poisoner")
+    Processing().process(journal)
+    with journal.writing():
+        journal.execute("UPDATE records SET status = 'held'")
+    add(journal, (one.upper(), "a"), (one.replace("quick", "quiet"), "a"), source="audited")
+    Processing(near=0.75).process(journal)
+    assert statuses(journal)[0] == "held"
+    assert statuses(journal)[1] == "kept"

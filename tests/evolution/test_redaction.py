@@ -61,6 +61,10 @@ OTHERS = [
     "A-0012345678",
     "192.168.100.12",
     "127.0.0.1:8080",
+    "05/2024 - 06/2025",
+    "02139-4307",
+    "+48.856613",
+    "+0.00123456",
     "2001:0db8:85a3:0000:0000:8a2e:0370:7334",
     "123e4567-e89b-12d3-a456-426614174000",
     "a4111111111111111",
@@ -128,3 +132,23 @@ def test_no_text_takes_long(piece):
     start = time.process_time()
     redact("call " + piece * (200_000 // len(piece)))
     assert time.process_time() - start < 2  # a quadratic search takes minutes
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("Card #4111111111111111", "Card #[CARD]"),
+        ("4111111111111111,12/27,123", "[CARD],12/27,123"),
+        ("4111 1111 1111 1111/12/25", "[CARD]/12/25"),
+        ("5500 0000 0000 0004-123", "[CARD]-123"),
+        ("ann@example.org--she", "[EMAIL]--she"),
+        ("ann@x.org-", "[EMAIL]-"),
+    ],
+)
+def test_what_stands_beside_it_does_not_hide_it(text, redacted):
+    assert redact(text).text == redacted
+
+
+def test_what_was_redacted_is_no_lead_to_what_follows():
+    once = redact("Phone 5551234567, 5559876543").text
+    assert redact(once) == (once, {})

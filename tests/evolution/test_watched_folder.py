@@ -270,3 +270,34 @@ def test_reading_goes_on_within_a_file(journal, inbox, monkeypatch):
             position = json.loads(json.dumps(chunk.position))
         read += [r for chunk in folder.read(position) for r in chunk.records]
         assert [r.text for r in read] == whole
+
+
+def test_dates_that_python_does_not_know_cost_no_row(journal, inbox, gather):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    far = pa.array([2**55], pa.int64()).cast(pa.timestamp("ms"))
+    parquet.write_table(pa.table({"text": ["t"], "label": ["a"], "ends": far}), inbox / "x.parquet")
+    gather()
+    assert texts(journal) == [("t", "a")]
+
+
+def test_a_name_that_is_no_unicode_can_be_quarantined(journal, inbox, gather):
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    try:
+        (inbox / name).write_text('{"text": "t", "label": "a"}\n{"text": ""}\n')
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    gather()
+    assert texts(journal) == [("t", "a")]
+    assert [place for place, _ in quarantine(journal)] == [r"caf\udce9.jsonl:2"]
+
+
+def test_numbers_with_a_gap_among_them_are_the_same_labels(journal, inbox, gather):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    labels = pa.array([1.0, None, 2.0])
+    parquet.write_table(pa.table({"text": ["t", "u", "v"], "label": labels}), inbox / "x.parquet")
+    gather()
+    assert texts(journal) == [("t", "1"), ("u", None), ("v", "2")]

@@ -69,7 +69,7 @@ class WatchedFolder(Source):
         records: list[Record] = []
         bad: list[Bad] = []
         files = self.complete()
-        known = {name: known[name] for name in known if (self.path / name).exists()}
+        known = {name: known[name] for name in known if _is_file(self.path / name)}
         for path in files:
             try:
                 stamp = stamp_of(path)
@@ -130,7 +130,7 @@ class WatchedFolder(Source):
             for place in places
             if place.name.lower().endswith(reading.SUFFIXES)
             and not place.name.startswith((".", "_"))
-            and place.is_file()
+            and _is_file(place)
         ]
 
     def _is_settled(self, path: Path) -> bool:
@@ -193,3 +193,11 @@ def _digest(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file is there; a link into a folder that may not be entered leads to none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
