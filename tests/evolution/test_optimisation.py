@@ -266,8 +266,8 @@ def test_forgetting_is_worth_it_where_the_surface_changes():
 
 def test_what_no_generation_could_plan_is_refused_before_the_first():
     with pytest.raises(UsageError, match=r"no phi .*: give optimisation\.pairs 0"):
-        Optimisation(pairs=1).check(Training(Adam))
-    Optimisation(pairs=0).check(Training(Adam))
+        Optimisation(pairs=1).check(Training(Adam, alpha=0.1))
+    Optimisation(pairs=0).check(Training(Adam, alpha=0.1))
     Optimisation(pairs=1).check(Training("text"))
     with pytest.raises(UsageError, match="the space names 'alpa'"):
         Optimisation(proposer=ThompsonSampling({"alpa": [0.1, 0.2]})).check(Training("text"))
