@@ -26,8 +26,8 @@ class Batch(NamedTuple):
             ``attention_mask`` for text, ``input_ids`` and ``weights`` for n-grams, ``images`` for
             images, ``features`` for cached features.
         labels: class of each row, int64 of shape ``[rows]``, in ``0..num_classes-1``.
-        rows: number of each row in its source, int64 of shape ``[rows]``: what predictions are
-            reported by, and what the no-learning floor looks its raw features up with.
+        rows: number of each row in the stream's table, which is the source cleaned and split, int64
+            of shape ``[rows]``: what the no-learning floor looks its raw features up with.
     """
 
     inputs: Tensors

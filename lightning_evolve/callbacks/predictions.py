@@ -29,9 +29,10 @@ class PredictionWriter(Callback):
     """Writes ``predictions.csv`` to the run's directory, under a free name if that is taken.
 
     ``predict_step`` returns, for each batch or task, ``rows``, ``predicted`` and ``probability``
-    of shape ``[rows]``. Columns: row in the source, its text, the predicted class, its
-    probability; for few-shot tasks also the number and the classes of the task, since a row may
-    be in several and the predicted class is only a position among those classes.
+    of shape ``[rows]``. Columns: row in the stream's table (of the source cleaned and split; a
+    text tells which it is), its text, the predicted class, its probability; for few-shot tasks
+    also the number and the classes of the task, since a row may be in several and the predicted
+    class is only a position among those classes.
     """
 
     def __init__(self) -> None:

@@ -19,9 +19,9 @@ QUERIES = 15  # most query rows of each class of an experience that is evaluated
 class Drift:
     """An endless sequence of experiences, each drawn when it is asked for.
 
-    The classes of an experience are as likely as each other. Two experiences in a row have no
-    class in common as long as there are enough classes for that; when all have had their turn, a
-    new round begins in another order.
+    The classes of an experience are as likely as each other. Two experiences of a round have no
+    class in common; when all classes have had their turn, a new round begins in another order, and
+    its first experience may have some of the one before.
 
     Args:
         table: the encoded rows.

@@ -451,6 +451,8 @@ class EvolvingClassifier(L.LightningModule):
         return predictions, rewards[-1] if self.anneal else torch.stack(rewards).mean()
 
     def _evaluate(self, batch: Batch | list[Task], metrics: Any) -> None:
+        # Ordinary data comes in chunks of rows. A reward that is no mean over rows, such as macro
+        # F1, is the mean of theirs, and not quite that of all rows.
         if isinstance(batch, Batch):
             predictions = logits(self.learner, detached(self.theta()), batch)
             scored = [(predictions, batch.labels, self.reward(predictions, batch.labels))]
