@@ -201,7 +201,7 @@ class Unrolled(Estimator):
         truncation: inner steps that the gradient flows through, 0 for all K. Memory grows with
             it; a short one is blind to what pays off later (Wu et al. 2018).
         checkpoint: inner steps between two checkpoints, 0 for none. The gradient is the same and
-            takes 1.0 to 1.2 times as long; instead of the graph of all steps there is that of so
+            takes 1.0 to 1.3 times as long; instead of the graph of all steps there is that of so
             many at a time, and a copy of theta and the rule's state for each. From 1 to the root
             of K is best.
         batched: play all tasks of an outer step at once, which takes the memory of all their graphs
