@@ -54,6 +54,16 @@ def test_what_is_private_is_not_kept(server, store) -> None:
     assert logged(store, got["id"]).text == "write to [EMAIL] about the match"
 
 
+def test_a_text_is_read_as_those_that_were_learned_from(server) -> None:
+    """The champion has learned from texts without addresses, and with composed letters."""
+    for raw, learned in (
+        ("the cup of ann@example.org  and\nthe team", "the cup of [EMAIL] and the team"),
+        ("the cafe\u0301 of the team", "the caf\u00e9 of the team"),
+    ):
+        found, expected = (server.predict(text)["probabilities"] for text in (raw, learned))
+        assert found == expected
+
+
 def test_feedback_counts_once(server, store) -> None:
     identity = server.predict("the team won")["id"]
     body = {"id": identity, "label": "money", "source": "desk"}
