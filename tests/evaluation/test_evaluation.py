@@ -14,7 +14,7 @@ from lightning_evolve.callbacks.comparison import Comparison
 from lightning_evolve.data import Pixels
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evaluation import interval, nearest_centroid, steps_to_target, tune
-from lightning_evolve.evaluation.ordinary import train
+from lightning_evolve.evaluation.ordinary import merged, train
 from lightning_evolve.evaluation.rivals import first_group, tuned_rivals
 from lightning_evolve.inner_loop import detached
 from lightning_evolve.learners import CNN, Head
@@ -22,7 +22,7 @@ from lightning_evolve.meta_learners import Adam, AdamW
 from lightning_evolve.modules import Classifier
 from lightning_evolve.modules.building import build
 from lightning_evolve.streams import BatchStream
-from lightning_evolve.tasks import DataSpec
+from lightning_evolve.tasks import Batch, DataSpec, Task
 from tests.modules.small import module, stream, trainer
 
 
@@ -220,3 +220,13 @@ def test_few_shot_tasks_are_refused_by_the_plain_classifier(tmp_path):
         trainer(tmp_path, max_steps=2, val_check_interval=1).fit(
             Classifier(partial(CNN, channels=(3, 4))), datamodule=stream()
         )
+
+
+def test_a_step_of_a_rival_has_all_rows_of_an_outer_step():
+    def batch(*rows):
+        rows = torch.tensor(rows)
+        return Batch({"features": rows[:, None].float()}, torch.zeros_like(rows), rows)
+
+    pairs = [Task((batch(0, 1),), batch(2)), Task((batch(3),), batch(4, 5))]
+    one = merged(pairs)
+    assert [b.rows.tolist() for b in (*one.support, one.query)] == [[0, 1], [2], [3], [4, 5]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from lightning_evolve.cli import main
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution import artifacts, journal
 from lightning_evolve.evolution.collection import WatchedFolder
+from lightning_evolve.evolution.feedback import FeedbackStore, Prediction
 from lightning_evolve.evolution.gate import Gate
 from lightning_evolve.evolution.journal import Journal
 from lightning_evolve.evolution.model import Model
@@ -589,3 +590,21 @@ def test_a_full_disk_under_the_artifacts(tmp_path, monkeypatch):
     lived(tmp_path / "whole", Batches(FOUNDING, CLEAN))
     assert [g.verdict for g in found] == ["founded", "promoted"]
     assert contents(run) == contents(tmp_path / "whole")
+
+
+def test_corrections_are_no_news_to_the_monitor(tmp_path, monkeypatch):
+    """They are of what was wrong: their errors say nothing about all that was right."""
+    run = tmp_path / "run"
+    lived(run, Batches(FOUNDING))
+    shares = {name: 1 / len(BEFORE) for name in BEFORE}
+    answer = Prediction("p", "a text of nobody", BEFORE[0], 0.25, shares, generation=9, time=9.0)
+    with closing(FeedbackStore(run / "service.sqlite")) as store:
+        store.log_predictions([answer])
+        store.give("p", BEFORE[1], source="ann")
+    seen = []
+    monkeypatch.setattr(Monitor, "observe", lambda _, *given: seen.append(given) or [])
+    with State(run, write=True) as state:
+        evolution(Batches(FOUNDING), cache=tmp_path / "cache").gather(state)
+        texts = [row["text"] for row in state.journal.execute("SELECT text FROM records")]
+    assert "a text of nobody" in texts
+    assert not seen

@@ -341,12 +341,15 @@ def test_without_the_extra(journal, monkeypatch):
 
 
 def test_what_is_held_back_does_not_turn_its_like_away(journal):
-    one = SENTENCE.format("x")
+    def part(text):
+        return part_of(text_key(text), 0.15, 0.15)
+
+    pairs = ((s, s.replace("quick", "quiet")) for s in map(SENTENCE.format, range(100)))
+    one, near = next(pair for pair in pairs if part(pair[0]) == part(pair[1]))
     add(journal, (one, "a"), source="poisoner")
     Processing().process(journal)
     with journal.writing():
         journal.execute("UPDATE records SET status = 'held'")
-    add(journal, (one.upper(), "a"), (one.replace("quick", "quiet"), "a"), source="audited")
+    add(journal, (near, "a"), (one.upper(), "a"), source="audited")
     Processing(near=0.75).process(journal)
-    assert statuses(journal)[0] == "held"
-    assert statuses(journal)[1] == "kept"
+    assert statuses(journal) == ["held", "kept", "kept"]
