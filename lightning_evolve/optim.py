@@ -376,9 +376,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        kept = ["error_if_nonfinite", "compile", "trained_on", "_rule", "_fingerprint"]
-        kept += ["_whole", "_adapting"]
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
+        kept = ("error_if_nonfinite", "compile", "trained_on")
+        fitted = ("_rule", "_fingerprint", "_whole", "_adapting")
+        return super().__getstate__() | {name: getattr(self, name) for name in (*kept, *fitted)}
 
     @override
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -56,7 +56,9 @@ def _checkpoint(directory: Path) -> Path:
             return checkpoint
     if not (directory / CONFIG_OF_A_RUN).is_file():
         raise UsageError(f"{directory} is no run: it has no {CONFIG_OF_A_RUN}; name one that is")
-    if (directory / "journal.sqlite").is_file():
+    from lightning_evolve.evolution.state import JOURNAL
+
+    if (directory / JOURNAL).is_file():
         raise UsageError(
             f"{directory} is a run of evolve, which has no checkpoint of a rule to save"
         )

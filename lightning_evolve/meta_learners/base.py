@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from copy import copy
 from typing import Any, ClassVar, NamedTuple
@@ -28,6 +29,19 @@ class State(NamedTuple):
     step: int
     accumulators: dict[str, Tensors]
     donated: bool = False
+
+
+def check_scale(scale: float) -> None:
+    """Refuses a factor of a network's output that is not positive.
+
+    Args:
+        scale: it.
+
+    Raises:
+        UsageError: if it is not.
+    """
+    if not (math.isfinite(scale) and scale > 0):
+        raise UsageError(f"scale is {scale}; give a positive number such as 0.1")
 
 
 class MetaLearner(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from lightning_evolve.errors import UsageError
-from lightning_evolve.meta_learners.base import MetaLearner, State, named
+from lightning_evolve.meta_learners.base import MetaLearner, State, check_scale, named
 from lightning_evolve.meta_learners.moments import adam_moments
 from lightning_evolve.meta_learners.statistics import STATISTICS, progress, training_statistics
 from lightning_evolve.tasks import Tensors
@@ -75,8 +75,7 @@ class Controller(MetaLearner):
             raise UsageError(
                 f"horizon is {horizon} and hidden_size is {hidden_size}; give at least 1 of each"
             )
-        if not (math.isfinite(scale) and scale > 0):
-            raise UsageError(f"scale is {scale}; give a positive number such as 0.1")
+        check_scale(scale)
         if not (math.isfinite(spread) and spread > 0):
             raise UsageError(
                 f"spread is {spread}, and a policy that always does the same learns nothing; "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evolve.errors import UsageError
-from lightning_evolve.meta_learners.base import MetaLearner, State, named
+from lightning_evolve.meta_learners.base import MetaLearner, State, check_scale, named
 from lightning_evolve.meta_learners.flat import chunks, flatten, unflatten
 from lightning_evolve.meta_learners.moments import adam_moments
 from lightning_evolve.tasks import Tensors
@@ -72,8 +72,7 @@ class CoordinateLSTM(MetaLearner):
         super().__init__(params)
         if hidden_size < 1:
             raise UsageError(f"hidden_size is {hidden_size}; give at least 1")
-        if not (math.isfinite(scale) and scale > 0):
-            raise UsageError(f"scale is {scale}; give a positive number such as 0.1")
+        check_scale(scale)
         self.hidden_size, self.scale = hidden_size, scale
         self.cells = nn.ModuleList(
             [nn.LSTMCell(2 if i == 0 else hidden_size, hidden_size) for i in range(_LAYERS)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evolve.errors import UsageError
-from lightning_evolve.meta_learners.base import MetaLearner, State, named
+from lightning_evolve.meta_learners.base import MetaLearner, State, check_scale, named
 from lightning_evolve.meta_learners.coordinate_mlp_compiled import compiled_step
 from lightning_evolve.meta_learners.coordinate_mlp_in_place import (
     Network,
@@ -79,8 +79,7 @@ class CoordinateMLP(MetaLearner):
         super().__init__(params)
         if hidden_size < 1:
             raise UsageError(f"hidden_size is {hidden_size}; give at least 1")
-        if not (math.isfinite(scale) and scale > 0):
-            raise UsageError(f"scale is {scale}; give a positive number such as 0.1")
+        check_scale(scale)
         self.scale, self.normalised = scale, normalised
         last = nn.Linear(hidden_size, 2)
         nn.init.zeros_(last.weight)

@@ -126,7 +126,9 @@ class Stream(SharedOut, ABC):
         numbers = {name: number for number, name in enumerate(names)}
         labels = torch.tensor([numbers[label] for label in self._rows.labels])
         self.table = Table(inputs, labels, names)
-        self.spec = replace(self._spec(vocab_size), encoding=self._encoding)
+        encoder, training = self._learning()
+        learned = training.digest() if encoder.learns else ""
+        self.spec = replace(self._spec(vocab_size), encoding=learned)
         self._begin()
         self._ready = True
 
@@ -151,10 +153,12 @@ class Stream(SharedOut, ABC):
         texts = self._rows.texts
         return [str(n) if texts is None else texts[n] for n in rows.tolist()]
 
-    def _encode(self, rows: Rows) -> tuple[Tensors, int]:
-        """Encode rows by what was learned from the training rows."""
+    def _learning(self) -> tuple[Encoder, Rows]:
+        """The encoder, and the training rows that it may learn from."""
         assert self._rows is not None
         training = self._rows.select(self.splits["train"].tolist())
-        encoder = self.encoder or (Pixels() if training.kind == "images" else Words())
-        self._encoding = training.digest() if encoder.learns else ""
-        return encode(encoder, training, rows, self.cache)
+        return self.encoder or (Pixels() if training.kind == "images" else Words()), training
+
+    def _encode(self, rows: Rows) -> tuple[Tensors, int]:
+        """Encode rows by what was learned from the training rows."""
+        return encode(*self._learning(), rows, self.cache)

@@ -155,7 +155,7 @@ class Bayes:
             )
         found = study.ask(space).params
         return {
-            name: _value(distribution, found[name] if name in found else _first(distribution))
+            name: _value(distribution, found.get(name, _first(distribution)))
             for name, distribution in self.parameters.items()
         }
 
