@@ -154,12 +154,12 @@ def measure(name: str, given: argparse.Namespace) -> list[list[str]]:
         "actor-critic": (
             partial(sides.play, controller, ActorCritic(rollouts=2)),
             2,
-            2 * (given.steps + 1),
+            2 * given.steps + 1,  # theta_0 once for both runs
         ),
         "actor-critic, a score in 10 steps": (
             partial(sides.play, controller, ActorCritic(rollouts=2, score_every=10)),
             2,
-            2 * (given.steps // 10 + 1 + (given.steps % 10 > 0)),
+            2 * (given.steps // 10 + (given.steps % 10 > 0)) + 1,
         ),
     }
     seconds: dict[str, list[float]] = {kind: [] for kind in [*kinds, "query"]}

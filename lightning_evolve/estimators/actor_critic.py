@@ -89,11 +89,13 @@ def actor_critic(
     controller = episode.meta_learner
     assert isinstance(controller, Controller), "check_rule has seen to it"
     part, parts = episode.task.share
+    first = score(episode, episode.start)[1]  # of theta_0, which all runs begin at
     runs = [
         roll_out(
             episode,
             controller,
             generator(episode.seed, episode.task.index, number),
+            first,
             score_every,
         )
         for number in range(part, rollouts, parts)
@@ -186,8 +188,25 @@ def generalised_advantages(
 
 
 @torch.no_grad()
+def score(episode: Episode, at: Adapted) -> tuple[Tensor, Tensor]:
+    """Returns the logits of a learner on the query set, and the reward of them.
+
+    Args:
+        episode: whose task and reward.
+        at: the learner.
+    """
+    query = episode.task.query
+    predictions = logits(episode.learner, at.theta, query)
+    return predictions, episode.reward(predictions, query.labels)
+
+
+@torch.no_grad()
 def roll_out(
-    episode: Episode, controller: Controller, noise: torch.Generator, score_every: int = 1
+    episode: Episode,
+    controller: Controller,
+    noise: torch.Generator,
+    first: Tensor,
+    score_every: int = 1,
 ) -> Rollout:
     """Plays an episode under actions that are drawn from the policy.
 
@@ -195,21 +214,20 @@ def roll_out(
         episode: what to play.
         controller: its rule.
         noise: where the actions come from.
+        first: score of theta_0.
         score_every: inner steps from one score to the next; a step without one keeps the last.
 
     Returns:
         What was seen, done and scored.
     """
-    query = episode.task.query
     drawing = _Drawing(controller, noise)
-    predictions = logits(episode.learner, episode.start.theta, query)
-    scores = [episode.reward(predictions, query.labels)]
+    scores = [first]
     playing = episode._replace(meta_learner=drawing)
     scored = {*range(score_every, episode.steps, score_every), *episode.measured, episode.steps}
     for step, (_, adapted) in enumerate(playing.walk(episode.start, range(episode.steps)), 1):
         if step in scored:
-            predictions = logits(episode.learner, adapted.theta, query)
-            scores.append(episode.reward(predictions, query.labels))
+            predictions, reward = score(episode, adapted)
+            scores.append(reward)
         else:
             scores.append(scores[-1])
     return Rollout(

@@ -124,8 +124,8 @@ class Controller(MetaLearner):
         """
         out = self.scale * self.policy_network(statistics)
         return torch.distributions.Normal(
-            self.log_gains[self.rows] + out[..., 0],
-            (self.log_spreads[self.rows] + out[..., 1]).exp(),
+            self.log_gains.index_select(0, self.rows) + out[..., 0],
+            (self.log_spreads.index_select(0, self.rows) + out[..., 1]).exp(),
             validate_args=False,  # it would wait for the device
         )
 

@@ -47,17 +47,18 @@ def training_statistics(
         tensor([[0.0000, 0.0000, 1.0000, 0.7616, 0.0693]])
     """
     correction1, correction2 = 1 - betas[0] ** step, 1 - betas[1] ** step
-    squares = torch.stack([mean_products(ts, ts) for ts in (grads, params, m)])
-    scales = (squares + TINY).sqrt()
+    # One list of all pairs: a small learner's step is as long as its number of operations.
+    products = mean_products([*grads, *params, *m, *grads], [*grads, *params, *m, *m])
+    *squares, agreement = products.view(4, len(grads))
+    gradient, parameter, momentum = (torch.stack(squares) + TINY).sqrt()
     second = torch.stack([t.mean() for t in v]).clamp_min(TINY) / correction2
-    products = mean_products(grads, m)
-    sizes = scales.new_tensor([math.log(g.numel()) for g in grads])
+    sizes = second.new_tensor([math.log(g.numel()) for g in grads])
     return torch.stack(
         [
-            scales[0].log() / 10,
-            scales[1].log() / 10,
-            scales[2] / correction1 / second.sqrt(),
-            (products / correction1 / second).tanh(),
+            gradient.log() / 10,
+            parameter.log() / 10,
+            momentum / correction1 / second.sqrt(),
+            (agreement / correction1 / second).tanh(),
             sizes / 10,
         ],
         dim=-1,
@@ -76,7 +77,8 @@ def mean_products(one: list[Tensor], other: list[Tensor]) -> Tensor:
         tensor([5.5000])
     """
     pairs = zip(one, other, strict=True)
-    return torch.stack([torch.dot(a.reshape(-1), b.reshape(-1)) / a.numel() for a, b in pairs])
+    products = torch.stack([torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in pairs])
+    return products / products.new_tensor([t.numel() for t in one])
 
 
 def progress(step: int, horizon: int) -> float:

@@ -20,7 +20,7 @@ from lightning_evolve.estimators import (
     reinforce,
     unrolled,
 )
-from lightning_evolve.estimators.actor_critic import improvements, roll_out
+from lightning_evolve.estimators.actor_critic import improvements, roll_out, score
 from lightning_evolve.estimators.perturbation import generator, play
 from lightning_evolve.inner_loop import Adapted, detached, logits
 from lightning_evolve.learners import Head
@@ -230,11 +230,15 @@ def test_scoring_seldom_changes_no_return(walked):
     episode = episode._replace(reward=lambda *given: asked.append(1) or reward(*given))
     options = dict(rollouts=1, gae_lambda=1.0, value_weight=0.0)
     controller = episode.meta_learner
+    first = score(episode, episode.start)[1]
     runs = [
-        roll_out(episode, controller, torch.Generator().manual_seed(0), score_every)
+        roll_out(episode, controller, torch.Generator().manual_seed(0), first, score_every)
         for score_every in (1, 2, 9)
     ]
-    assert len(asked) == 6 + 4 + 3, "the start; steps 2, 4 and 5; steps 2 and 5"
+    assert len(asked) == 1 + 5 + 3 + 2, "the start; all; steps 2, 4 and 5; steps 2 and 5"
+    asked.clear()
+    actor_critic(episode, rollouts=4)
+    assert len(asked) == 1 + 4 * 5, "the start once for all runs"
     every, second, measured = (run.scores for run in runs)
     torch.testing.assert_close(second, every[[0, 0, 2, 2, 4, 5]])
     torch.testing.assert_close(measured, every[[0, 0, 2, 2, 2, 5]])
@@ -269,7 +273,7 @@ def test_improvements_add_up_to_the_reward_less_the_start():
 def test_the_value_function_converges_to_the_return(walked):
     controller = walked.meta_learner
     critic = {n: p for n, p in controller.phi().items() if n.startswith("critic")}
-    run = roll_out(walked, controller, generator(0, 0))
+    run = roll_out(walked, controller, generator(0, 0), score(walked, walked.start)[1])
     first = (run.statistics[0], run.scores[0], torch.ones((), dtype=torch.float64))
     untrained = float(controller.value(*first).detach())
     optimizer = torch.optim.Adam(critic.values(), lr=0.02)
