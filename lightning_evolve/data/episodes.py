@@ -27,6 +27,8 @@ class Episodes:
         seed: numbers that tell this sequence of episodes from all others.
         distortion: how far images are distorted, as in
             :func:`lightning_evolve.data.distortions.distorted`; 0 for not at all.
+        names: number of the row with each class's name, ``[classes]``, which is a support row
+            beside the shots; None for none.
     """
 
     table: Table
@@ -36,6 +38,7 @@ class Episodes:
     queries: int
     seed: Sequence[int]
     distortion: float = 0.0
+    names: Tensor | None = None
 
     def task(self, index: int) -> Task:
         """Draw an episode.
@@ -44,8 +47,9 @@ class Episodes:
             index: its number in the sequence; the same number is the same episode.
 
         Returns:
-            A task with one support batch of ``ways * shots`` rows and a query batch of
-            ``ways * queries`` other rows; its classes are labelled in an order drawn for it.
+            A task with one support batch of ``ways * shots`` rows, and ``ways`` more where there
+            are names, and a query batch of ``ways * queries`` other rows; its classes are labelled
+            in an order drawn for it.
         """
         generator = np.random.default_rng([*self.seed, index])
         classes = generator.choice(list(self.rows), self.ways, replace=False).tolist()
@@ -60,10 +64,16 @@ class Episodes:
             for label in classes
         ]
         ways = torch.arange(self.ways)
-        support = torch.cat([rows[: self.shots] for rows in drawn])
+        chosen = [rows[: self.shots] for rows in drawn]
+        if self.names is not None:
+            chosen = [
+                torch.cat([self.names[label, None], rows])
+                for label, rows in zip(classes, chosen, strict=True)
+            ]
+        support = torch.cat(chosen)
         query = torch.cat([rows[self.shots :] for rows in drawn])
         return Task(
-            support=(self._batch(support, ways.repeat_interleave(self.shots), generator),),
+            support=(self._batch(support, ways.repeat_interleave(len(chosen[0])), generator),),
             query=self._batch(query, ways.repeat_interleave(self.queries), generator),
             index=index,
             name=" ".join(self.table.class_names[label] for label in classes),
