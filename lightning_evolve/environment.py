@@ -98,11 +98,17 @@ class InnerLoopEnv(gymnasium.Env[Array, Array]):
                 f"split is {split!r}, which BatchStream has no tasks of; give split='train', or a "
                 "stream of tasks such as EpisodeStream"
             )
+        if not isinstance(steps, int):
+            raise UsageError(f"steps is {steps}; give a whole number of inner steps")
+        if isinstance(adapt, str):
+            raise UsageError(f"adapt is {adapt!r}; give a list, such as [{adapt!r}]")
+        if reward is not None and not isinstance(reward, Reward):
+            raise UsageError(f"reward is {reward!r}; give one of lightning_evolve.rewards")
         stream.setup()
         self.stream, self.split = stream, split
         self.reward = reward or NegativeLoss()
         self.alpha, self.steps, self.decades = alpha, steps, decades
-        self.learner = build(learner, stream.spec, seed).requires_grad_(False)
+        self.learner = build(learner, stream.spec, seed).requires_grad_(False).eval()
         self.initial = detached(adapting(self.learner, adapt or ["all"]))
         self.groups = tuple(dict.fromkeys(name.split(".")[0] for name in self.initial))
         observed = len(self.groups) * len(STATISTICS) + 3
@@ -123,7 +129,15 @@ class InnerLoopEnv(gymnasium.Env[Array, Array]):
         """
         super().reset(seed=seed)
         drawn = int(self.np_random.integers(2**31))
-        self.task = self._task(int((options or {}).get("task", drawn)))
+        options = {"task": drawn, **(options or {})}
+        index = options.pop("task")
+        if options or not (isinstance(index, int | np.integer) and index >= 0):
+            raise UsageError(
+                f"options of reset have {next(iter(options.items()), ('task', index))}; give task, "
+                "the number of one from 0 on, or none"
+            )
+        self.task = self._task(int(index))
+        self.done = False
         self.theta = self.initial
         zeros = {name: torch.zeros_like(t) for name, t in self.theta.items()}
         self.state = State(0, {"m": zeros, "v": zeros})
@@ -141,12 +155,17 @@ class InnerLoopEnv(gymnasium.Env[Array, Array]):
             The next observation; the improvement of the score; whether the K steps are done; False,
             as an episode is never cut short; and the ``score``, the support ``loss`` and the
             ``task``. A learner whose predictions or score are no longer finite ends the
-            episode with a return of -1.
+            episode with a reward of -1, and less where the return would be above -1 else.
 
         Raises:
-            UsageError: if the action is not one of the action space.
+            UsageError: if the action is not one of the action space, or no episode is under way.
         """
-        action = np.asarray(action, dtype=np.float32)
+        if getattr(self, "done", True):
+            raise UsageError("the episode is at its end, or has not begun; call reset")
+        try:
+            action = np.asarray(action, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise UsageError(f"action is {action!r}; give numbers from -1 to 1") from None
         if not self.action_space.contains(action):
             raise UsageError(
                 f"action is {action.tolist()}; give {len(self.groups)} numbers from -1 to 1, for "
@@ -159,11 +178,11 @@ class InnerLoopEnv(gymnasium.Env[Array, Array]):
         }
         score = self._score()
         diverged = not math.isfinite(score)
-        reward = -1.0 - self.gained if diverged else score - self.score
+        reward = min(-1.0, -1.0 - self.gained) if diverged else score - self.score
         self.score, self.gained = score, self.gained + reward
         observation = self._observe()
-        done = diverged or self.state.step > self.steps
-        return observation, reward, done, False, self._info()
+        self.done = diverged or self.state.step > self.steps
+        return observation, reward, self.done, False, self._info()
 
     def _task(self, index: int) -> Task:
         if self.split == "train":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -23,13 +23,11 @@ def replacing(path: Path) -> Iterator[Path]:
         A temporary file in the same folder, so that the renaming is atomic.
     """
     # The suffix stays, because some writers go by it; the dot hides it from a search for *.ckpt.
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(8)}{path.suffix}")
+    # Unlike one of tempfile's, readable by whom the user's umask lets read it.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
-        # mkstemp makes files that only their owner can read; these are ordinary files.
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -64,9 +62,3 @@ def free(path: Path) -> Path:
         return path
     others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
     return next(other for other in others if not other.exists())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

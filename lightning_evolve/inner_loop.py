@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from lightning_evolve.learners.base import Learner
 from lightning_evolve.meta_learners.base import MetaLearner, State
+from lightning_evolve.noise import dropping
 from lightning_evolve.tasks import Batch, Task, Tensors
 
 Graph = Literal["none", "first_order", "full"]
@@ -79,6 +80,7 @@ def inner_steps(
     steps: range,
     graph: Graph = "none",
     pull: Pull | None = None,
+    seed: int = 0,
 ) -> Iterator[Adapted]:
     """Yields theta and the rule's state after each inner step on a task's support set.
 
@@ -92,6 +94,7 @@ def inner_steps(
         graph: whether, and how completely, the result remembers how it depends on phi and
             theta_0.
         pull: a proximal term, whose gradient is added to that of the support loss.
+        seed: what a learner with dropout drops is a function of it, ``task.index`` and the step.
 
     Yields:
         The learner after each step. Without a graph the next step may overwrite the rule's state
@@ -100,7 +103,8 @@ def inner_steps(
     at = start
     for k in steps:
         batch = task.support[k % len(task.support)]
-        at = _inner_step(learner, meta_learner, at, batch, alpha, graph, pull)
+        with dropping(learner, seed, task.index, k):
+            at = _inner_step(learner, meta_learner, at, batch, alpha, graph, pull)
         yield at
         if graph == "none":
             at = Adapted(at.theta, at.state._replace(donated=True))

@@ -109,7 +109,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"rule is {rule!r}; give one, such as Gains, or name a saved one to "
                 "LearnedOptimizer.from_pretrained"
             )
-        rule = deepcopy(rule) if isinstance(rule, MetaLearner) else rule(named)
+        rule = deepcopy(rule) if isinstance(rule, MetaLearner) else _built(rule, named)
         self._rule = rule.requires_grad_(False)
         # What a state belongs to; it is in every group, as that is what a state_dict shows.
         self._fingerprint = _fingerprint(rule)
@@ -188,7 +188,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
             trained_on: what it was trained on; what it was loaded with if not given.
         """
         lr = float(self.defaults["lr"])
-        save_rule(self.rule, folder, alpha=lr, trained_on=trained_on or self.trained_on)
+        save_rule(
+            self.rule,
+            folder,
+            alpha=lr,
+            trained_on=self.trained_on if trained_on is None else trained_on,
+        )
 
     # ---------------------------------------------------------------- stepping
 
@@ -288,7 +293,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for some in [inside] if inside[0].param.is_cuda else [[entry] for entry in inside]:
                 params = [p for _, p, _ in some]
                 if decay:
-                    torch._foreach_mul_(params, 1 - lr * decay)
+                    # Of 16 bits, a decay by itself would be rounded away: it joins the direction.
+                    long = [p for p in params if _precision(p) == p.dtype]
+                    if long:
+                        torch._foreach_mul_(long, 1 - lr * decay)
+                    for name, p, _ in some if len(long) < len(params) else ():
+                        if _precision(p) != p.dtype:
+                            direction[name] = direction[name] - decay * p
                 torch._foreach_add_(params, [direction[name] for name, _, _ in some], alpha=lr)
 
     # ---------------------------------------------------------------- as of torch's optimizers
@@ -304,6 +315,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             UsageError: as of the class.
         """
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if "param_names" in group:
+            group["param_names"] = _unwrapped(group["param_names"])
         try:
             self._check(self.param_groups[-1])
             if self._rule is not None:
@@ -313,8 +327,24 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise
 
     def _check(self, group: dict[str, Any]) -> None:
+        if theirs := sorted(_OF_RULES & group.keys()):
+            raise UsageError(
+                f"a parameter group has {theirs[0]}, which is the rule's own; give it to the rule, "
+                "where the rule has it"
+            )
+        if unread := sorted(group.keys() - _READ):
+            warnings.warn(
+                f"a parameter group has {unread[0]}, which LearnedOptimizer does not read; it "
+                "reads lr and weight_decay",
+                stacklevel=4,
+            )
         for number in ("lr", "weight_decay"):
-            value = float(group[number])
+            try:
+                value = math.nan if isinstance(group[number], str) else float(group[number])
+            except TypeError:
+                value = math.nan
+            if math.isnan(value):
+                raise UsageError(f"{number} is {group[number]!r}; give a number of at least 0")
             if not (math.isfinite(value) and value >= 0):
                 raise UsageError(f"{number} is {value}; give a finite number of at least 0")
         for index, p in enumerate(group["params"]):
@@ -363,7 +393,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     f"the state is that of {theirs}, and this optimizer has {self._fingerprint}; "
                     "build it with the rule and options that the state was saved with"
                 )
+        # Torch would take the names in the state, which may be those of the model in a wrapper.
+        names = [group.get("param_names") for group in self.param_groups]
         super().load_state_dict(state_dict)
+        for group, own in zip(self.param_groups, names, strict=True):
+            group.pop("param_names", None)
+            if own is not None:
+                group["param_names"] = own
         # Torch has converted the state of 16-bit parameters to their precision.
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
@@ -384,6 +420,38 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
+
+
+# Names of torch's own options of groups that are options of a rule here, and what is read.
+_OF_RULES = {"amsgrad", "betas", "dampening", "eps", "maximize", "momentum", "nesterov"}
+_READ = {"params", "param_names", "lr", "weight_decay", "rule", "initial_lr", "name"}
+
+
+def _built(rule: MetaLearnerFactory, named: Tensors) -> MetaLearner:
+    """A rule for some parameters, by its class or a partial of it."""
+    name = getattr(rule, "__name__", repr(rule))
+    foreign = isinstance(rule, type) and not issubclass(rule, MetaLearner)
+    if foreign or isinstance(rule, torch.nn.Module):
+        raise UsageError(f"rule is {name}, which is no update rule; give one, such as Gains")
+    built: object = rule(named)
+    if not isinstance(built, MetaLearner):
+        raise UsageError(
+            f"rule is {name}, which gives {built!r:.60} and no update rule; give one, such as Gains"
+        )
+    return built
+
+
+def _unwrapped(names: list[str]) -> list[str]:
+    """Names as the model itself has them, without those of a compiled or distributed wrapper.
+
+    Example:
+        >>> _unwrapped(["module._orig_mod.head.weight", "module._orig_mod.head.bias"])
+        ['head.weight', 'head.bias']
+    """
+    names = [name.replace("_orig_mod.", "") for name in names]
+    if all(name.startswith("module.") for name in names):
+        names = [name.removeprefix("module.") for name in names]
+    return names
 
 
 def _precision(p: Tensor) -> torch.dtype:

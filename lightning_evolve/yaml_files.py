@@ -10,6 +10,22 @@ import yaml
 from lightning_evolve.errors import UsageError
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which the first would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See :class:`yaml.SafeLoader`."""
+        seen = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name is not None and name in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {name!r} is there twice", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def read_mapping(path: Path, *, kind: str, remedy: str, keys: str) -> tuple[str, dict[str, Any]]:
     """Reads a YAML file that holds keys.
 
@@ -27,7 +43,7 @@ def read_mapping(path: Path, *, kind: str, remedy: str, keys: str) -> tuple[str,
     """
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Loader)  # noqa: S506  # a safe loader
     except OSError as error:
         raise UsageError(
             f"cannot read the {kind} {path}: {(error.strerror or str(error)).lower()}; {remedy}"

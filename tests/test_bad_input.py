@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import sys
 
 import pytest
+import torch
 
 from lightning_evolve.cli import main
 
@@ -61,6 +64,24 @@ def test_without_a_mistake_it_runs(place):
         (["--alpha", "nan"], "alpha: expected float, got nan"),
         (["--beta", "inf"], "beta: expected float, got inf"),
         (["--beta", "0"], "beta is 0"),
+        (["--alpha", "null"], "model.alpha is null"),
+        (["--model.theta", "null"], "model.theta is null"),
+        (["--data.shots", "null"], "data.shots is null"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--data.split_seed", "4294967296"], "split_seed is 4294967296"),
+        (["--data.source", ""], "source is empty"),
+        (["--model.adapt", "[]"], "adapt: [] leaves no parameter"),
+        (["--model.adapt", "['!head']"], "adapt: ['!head'] leaves no parameter"),
+        (["--trainer.devices", "-1"], "devices"),
+        (
+            [
+                "--model.estimator",
+                "{class_path: ActorCritic, init_args: {rollouts: 2.5}}",
+                "--model.meta_learner",
+                "Controller",
+            ],
+            "rollouts: expected int, got 2.5",
+        ),
         (["--steps", "0"], "steps is 0"),
         (["--model.estimator.truncation", "3"], "truncation is 3 and there are 2 inner steps"),
         (["--model.estimator.checkpoint", "-1"], "checkpoint is -1"),
@@ -134,3 +155,63 @@ def test_checkpoints_of_others_and_halves(place, capfd):
     last.write_bytes(last.read_bytes()[:1000])
     assert fit("--run_dir", "run", "--ckpt_path", "last", "--trainer.max_steps", "3") == 2
     assert "last.ckpt" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_key_that_is_there_twice(place, capfd):
+    (place / "c.yaml").write_text(CONFIG.replace("    steps: 2\n", "    steps: 2\n    steps: 7\n"))
+    assert fit() == 2
+    assert "c.yaml is not valid YAML: line 8, column 5: the key 'steps' is there twice" in (
+        capfd.readouterr().err
+    )
+
+
+def test_classes_of_the_users_own_in_the_current_folder(place, capfd, monkeypatch):
+    """As ``python -m`` finds them."""
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(place))])
+    (place / "my_own_learner.py").write_text(
+        "from lightning_evolve.learners import LSTM\nclass Mine(LSTM):\n    pass\n"
+    )
+    options = "{class_path: my_own_learner.Mine, init_args: {embedding_size: 4, hidden_size: 4}}"
+    assert fit("--model.learner", options) == 0
+    (place / "my_own_module.py").write_text(
+        "from torch import nn\nclass Plain(nn.Linear):\n    def __init__(self, spec):\n"
+        "        super().__init__(2, 2)\n"
+    )
+    assert fit("--model.learner", "my_own_module.Plain", "--run_dir", "plain") == 2
+
+
+def test_a_checkpoint_at_its_end_trains_nothing_and_says_so(place, capfd):
+    assert fit("--run_dir", "one") == 0
+    assert "nothing was trained" not in capfd.readouterr().out
+    assert fit("--run_dir", "two", "--ckpt_path", "one/checkpoints/last.ckpt") == 0
+    said = capfd.readouterr().out
+    assert "nothing was trained: one/checkpoints/last.ckpt is at step 2" in said
+    assert fit("--run_dir", "one", "--ckpt_path", "last", "--trainer.max_steps", "3") == 0
+    assert "nothing was trained" not in capfd.readouterr().out
+
+
+def test_a_full_disk_is_told_in_a_line(place, capfd, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "last.ckpt")
+
+    monkeypatch.setattr("lightning_evolve.callbacks.checkpoints.torch.save", full)
+    assert fit() == 2
+    assert "cannot write last.ckpt: no space left on device; make room" in capfd.readouterr().err
+
+
+def test_the_best_of_another_metric_is_none_of_this_one(place):
+    often = ["--trainer.val_check_interval", "1"]
+    assert fit("--run_dir", "one", *often) == 0
+    last = place / "one" / "checkpoints" / "last.ckpt"
+
+    def best():
+        saved = torch.load(last, weights_only=True)["callbacks"]
+        return next(s for n, s in saved.items() if n.startswith("Checkpoints"))
+
+    first = best()
+    assert first["best"] > 0
+    again = ["--run_dir", "one", "--ckpt_path", "last", "--trainer.max_steps", "4", *often]
+    accuracy = ["--checkpoints.monitor", "val/accuracy", "--checkpoints.mode", "max"]
+    assert fit(*again, *accuracy) == 0
+    assert 0 <= best()["best"] <= 1
+    assert best()["monitor"] == "val/accuracy"

@@ -173,3 +173,65 @@ def test_the_example_runs(capsys):
     for gain in gains.values():
         assert gain["low"] <= gain["mean"] <= gain["high"]
     assert "Adam, tuned" in capsys.readouterr().out
+
+
+def test_it_does_not_pay_to_diverge():
+    """However much was lost before, and however large the numbers."""
+    count = iter([0.0, -3e26, math.inf])
+    env = make()
+    env.reward = lambda *_: torch.tensor(next(count))
+    zeros = np.zeros(len(env.groups), np.float32)
+    env.reset(seed=0)
+    _, first, _, _, _ = env.step(zeros)
+    _, last, done, _, _ = env.step(zeros)
+    assert done
+    assert first < 0
+    assert last == -1
+
+
+def test_dropout_is_off():
+    class Dropping(CNN):
+        def __init__(self, spec):
+            super().__init__(spec, channels=(3, 4))
+            self.drop = torch.nn.Dropout(0.5)
+
+        def forward(self, images):
+            return super().forward(self.drop(images))
+
+    from lightning_evolve.environment import InnerLoopEnv
+
+    env = InnerLoopEnv(stream(), Dropping, alpha=0.01, steps=2)
+    first, second = (env.reset(options={"task": 3}) for _ in range(2))
+    assert np.array_equal(first[0], second[0])
+    assert first[1] == second[1]
+
+
+def test_mistakes_of_who_plays():
+    env = make()
+    zeros = np.zeros(len(env.groups), np.float32)
+    with pytest.raises(UsageError, match="call reset"):
+        env.step(zeros)
+    for options in ({"tsk": 3}, {"task": 2.7}, {"task": -1}, {"task": "abc"}):
+        with pytest.raises(UsageError, match="options of reset have"):
+            env.reset(options=options)
+    env.reset(seed=0)
+    with pytest.raises(UsageError, match="action is 'x'"):
+        env.step("x")
+    for _ in range(4):
+        done = env.step(zeros)[2]
+    assert done
+    with pytest.raises(UsageError, match="the episode is at its end"):
+        env.step(zeros)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"adapt": "head"}, r"adapt is 'head'; give a list, such as \['head'\]"),
+        ({"reward": "accuracy"}, "reward is 'accuracy'"),
+    ],
+)
+def test_mistakes_of_who_builds(options, said):
+    with pytest.raises(UsageError, match=said):
+        make(**options)

@@ -127,11 +127,14 @@ class Checkpoints(Checkpoint):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "monitor": self.monitor, "mode": self.mode}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        known = {"monitor": self.monitor, "mode": self.mode, **state_dict}
+        # The best of another metric is none of this one.
+        same = (known["monitor"], known["mode"]) == (self.monitor, self.mode)
+        self.best = state_dict["best"] if same else None
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -77,6 +77,20 @@ class Comparison(L.Callback):
         self.taken = 0  # outer steps of the run that is tested
 
     @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuses now what there is no comparison for, and not when the run is at its end."""
+        if not self.enabled or stage not in ("fit", "test"):
+            return
+        stream: Any = trainer.datamodule  # type: ignore[attr-defined]
+        for modules, streams in _COMPARED:
+            if isinstance(pl_module, modules) and isinstance(stream, streams):
+                return
+        raise UsageError(
+            f"there is no comparison for {type(pl_module).__name__} on {type(stream).__name__}; "
+            "give --comparison.enabled false"
+        )
+
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remembers the validation curve: on ordinary data it is the run's own."""
         metrics = trainer.callback_metrics
@@ -124,8 +138,11 @@ class Comparison(L.Callback):
             # Adapting differentiates, which inference mode forbids.
             # The precision is that of training, for ours and for the rivals.
             precision = trainer.precision_plugin.forward_context()
+            training = module.training
+            module.eval()  # as in validation; Lightning leaves the module as training had it
             with torch.inference_mode(False), torch.no_grad(), precision, _status() as say:
                 tables = self._compare(trainer, module, say)
+            module.train(training)
             for family, (results, curves) in tables.items():
                 self._write(trainer, results, curves, family)
         trainer.strategy.barrier("comparison")
@@ -141,12 +158,8 @@ class Comparison(L.Callback):
                 family: self._on_tasks(trainer, module, part, _of_family(say, family), family)
                 for family, part in stream.streams.items()
             }
-        if isinstance(module, EvolvingClassifier) and isinstance(stream, HeldOutClassesStream):
-            return {"": self._on_tasks(trainer, module, stream, say)}
-        raise UsageError(
-            f"there is no comparison for {type(module).__name__} on {type(stream).__name__}; "
-            "give --comparison.enabled false"
-        )
+        assert isinstance(module, EvolvingClassifier), "setup has refused all others"
+        return {"": self._on_tasks(trainer, module, stream, say)}
 
     def _on_tasks(
         self,
@@ -260,6 +273,13 @@ class Comparison(L.Callback):
         console.print(f"table in {table}\ncurves in {plot}", soft_wrap=True)
 
 
+_COMPARED: tuple[tuple[type, type], ...] = (
+    (L.LightningModule, BatchStream),
+    (EvolvingRule, MixtureStream),
+    (EvolvingClassifier, HeldOutClassesStream),
+)
+
+
 @contextmanager
 def _status() -> Iterator[Callable[[str], None]]:
     """A line on the terminal that says what is being measured."""
@@ -278,7 +298,7 @@ def _placed(trainer: L.Trainer, data: Any) -> Any:
 
 def _initial(module: EvolvingClassifier | Classifier) -> Tensors:
     """The theta that the run began from."""
-    initial = adapting(_initial_learner(module), module.adapt or ["all"])
+    initial = adapting(_initial_learner(module), ["all"] if module.adapt is None else module.adapt)
     return detached({name: initial[name].to(p) for name, p in module.theta().items()})
 
 
@@ -286,7 +306,7 @@ def _initial_learner(module: EvolvingClassifier | Classifier) -> Learner:
     """The learner that the run began with, built again: it is a function of the seed."""
     assert module.spec is not None, "the model is built by now"
     learner = build(module.learner_factory, module.spec, module.seed)
-    return learner.requires_grad_(False).to(module.device)
+    return learner.requires_grad_(False).to(module.device).eval()
 
 
 def _settings(module: L.LightningModule, stream: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ is imported when it is called.
 
 from __future__ import annotations
 
+import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module
@@ -47,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     if command == "--version":
         print(f"lightning-evolve {__version__}")
         return 0
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for the classes of the user's own, as python -m has it
     try:
         if command not in _MODULES:
             raise UsageError(_unknown(command))

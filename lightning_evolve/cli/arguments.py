@@ -105,6 +105,9 @@ def check_seeds(arguments: list[str]) -> None:
         UsageError: naming the argument.
     """
     for argument in arguments:
-        name = argument.partition("=")[0]
+        name, _, value = argument.partition("=")
+        number = value.removeprefix("-").isdecimal() and name == "--seed_everything"
+        if number and not 0 <= int(value) < 2**32:
+            raise UsageError(f"--seed is {value}; give a number from 0 to {2**32 - 1}")
         if name.replace(".init_args.", ".") in ("--data.seed", "--model.seed"):
             raise UsageError(f"{name} cannot be set alone; use --seed for data and model")

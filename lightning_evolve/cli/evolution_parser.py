@@ -70,5 +70,14 @@ def build(arguments: list[str], *, print_config: bool = False) -> tuple[Evolutio
     if print_config:
         print(text, end="")
         raise SystemExit(0)
-    built = parser.instantiate_classes(parsed)
+    try:
+        built = parser.instantiate_classes(parsed)
+    except ValueError as error:
+        # The parser wraps what a constructor refuses.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UsageError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from error
     return Evolution(**built.as_dict()), text

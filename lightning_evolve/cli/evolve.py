@@ -61,9 +61,15 @@ def run(command: str, arguments: list[str]) -> int:
             if known.exists():
                 _remember(known, text)
             return _dry_run(evolution, path)
-        from lightning_evolve.evolution.state import State, alone
+        from lightning_evolve.evolution.state import JOURNAL, State, alone
 
+        if known.exists() and not (path / JOURNAL).exists():
+            raise UsageError(f"{path} is a run of fit; give another --run_dir")
         with alone(path), State(path, write=True) as state:
+            journal = state.journal
+            begun = journal.generations() or journal.execute("SELECT 1 FROM records").fetchone()
+            if not begun:
+                known.unlink(missing_ok=True)  # of a start that failed: nothing hangs on it
             _remember(known, text)
             print(f"run directory: {path}", flush=True)
             last = None if generations is None else int(generations)

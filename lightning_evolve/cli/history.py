@@ -73,7 +73,7 @@ def _history(path: Path) -> int:
 
 
 def _rollback(path: Path, to: str | None) -> int:
-    # With the library alone where it can be: rolling back is what is done in a hurry.
+    # Only now: they bring torch along, which --help does not need.
     from lightning_evolve.evolution.model import Model
     from lightning_evolve.evolution.state import State
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import lightning as L
+import torch
 import yaml
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -106,6 +107,7 @@ class EvolveCLI(LightningCLI):
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self._begun_at: int | None = None
         for package in _PACKAGES:
             import_module(f"lightning_evolve.{package}")
         super().__init__(
@@ -140,6 +142,8 @@ class EvolveCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # Lightning's own warns wherever the process has arguments too.
         self.config = parser.parse_args(args)
+        for group in ("model", "data"):
+            _refuse_null(group, self.config[self.session.command].get(group))
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -147,8 +151,11 @@ class EvolveCLI(LightningCLI):
         command, options = self.session.command, self.config_init[self.session.command]
         self.session.run = run = self._choose()
         options["ckpt_path"] = str(run.checkpoint) if run.checkpoint else None
+        if command == "fit" and run.checkpoint:  # now, as the run may write over it
+            saved = torch.load(run.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            self._begun_at = saved["global_step"]
         if command == "predict":
-            options["return_predictions"] = False  # they are written batch by batch
+            options["return_predictions"] = False  # a callback writes them to a file
         elif command != "fit":
             options["verbose"] = False  # the metrics are printed below
         trainer = options["trainer"]
@@ -210,7 +217,14 @@ class EvolveCLI(LightningCLI):
             warn_of_ignored(options, logged=self.session.wandb)
 
     def after_fit(self) -> None:
-        """Logs the best checkpoint to W&B if that is asked for."""
+        """Says so where nothing was trained, and logs the best checkpoint to W&B if asked to."""
+        run, trainer = self.session.run, self.trainer
+        if run and trainer.is_global_zero and self._begun_at == trainer.global_step:
+            print(
+                f"nothing was trained: {run.checkpoint} is at step {trainer.global_step}, where "
+                f"max_epochs {trainer.max_epochs} and max_steps {trainer.max_steps} end; raise "
+                "them to go on"
+            )
         if self.config_init["fit"]["wandb"].checkpoint and self.session.wandb:
             log_checkpoint(self.trainer, self.model)
 
@@ -248,3 +262,16 @@ def _class_names() -> Iterable[str]:
     modules = [import_module(f"lightning_evolve.{package}") for package in _PACKAGES]
     modules.append(import_module("lightning.pytorch.callbacks"))
     return [name for module in modules for name in vars(module) if name[:1].isupper()]
+
+
+def _refuse_null(group: str, chosen: Any) -> None:
+    """Refuses null for an option of a class that has no use for it; the parser lets it pass."""
+    options = getattr(chosen, "init_args", None) or {}
+    for name in [name for name, value in vars(options).items() if value is None] if options else ():
+        module, _, attribute = chosen.class_path.rpartition(".")
+        for part in getattr(import_module(module), attribute).__mro__:
+            hints = get_type_hints(part.__init__) if "__init__" in vars(part) else {}
+            if name in hints:
+                if type(None) not in get_args(hints[name]):
+                    raise UsageError(f"{group}.{name} is null; give a value, or leave it out")
+                break

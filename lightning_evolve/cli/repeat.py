@@ -57,7 +57,7 @@ def run(command: str, arguments: list[str]) -> int:
                 return code
         if not (path / "results.json").exists():
             raise UsageError(f"{path} has no results.json: this model gives no table to sum up")
-        results[seed] = json.loads((path / "results.json").read_text(encoding="utf-8"))
+        results[seed] = _read(path / "results.json")
     summary = summarise(results)
     write_json(directory / "summary.json", summary)
     _print(summary)
@@ -74,13 +74,29 @@ def _check_options(directory: Path, arguments: list[str], files: list[str]) -> N
     }
     kept = directory / "options.json"
     if not kept.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(kept, options)
-    elif json.loads(kept.read_text(encoding="utf-8")) != options:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            write_json(kept, options)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write to {directory} ({error.strerror}); choose another --run_dir"
+            ) from error
+    elif _read(kept) != options:
         raise UsageError(
             f"{directory} has seeds that were run under other options, which stand in "
             f"{kept.name}; give those, or another --run_dir"
         )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What a file of ours holds."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UsageError(f"{file} is damaged; remove it, or choose another --run_dir")
+    return content
 
 
 def summarise(results: dict[int, dict[str, Any]]) -> dict[str, Any]:

@@ -267,6 +267,10 @@ def _last(path: Path) -> Path | None:
             f"{path} holds {foreign[0]} and no {CONFIG}, so it is not a run; "
             "choose another --run_dir"
         )
+    if (path / "journal.sqlite").exists():
+        raise UsageError(
+            f"{path} is a run of evolve; go on with it by evolve --run_dir, or choose another"
+        )
     checkpoint = path / "checkpoints" / "last.ckpt"
     if not checkpoint.exists():
         return None

@@ -17,6 +17,7 @@ from lightning_evolve.cli.sweep_checks import check_experiment, fit_arguments, t
 from lightning_evolve.cli.sweep_display import display
 from lightning_evolve.cli.training import one_line
 from lightning_evolve.errors import UsageError
+from lightning_evolve.files import replacing
 from lightning_evolve.sweeps import Sweep, Trial, load, search_for
 from lightning_evolve.sweeps.journal import Journal
 from lightning_evolve.sweeps.runner import Runner, threads
@@ -178,7 +179,8 @@ def _new(request: _Request, sweep: Sweep, experiment: dict[str, Any]) -> Journal
     made = run_directory.for_fit(
         str(request.run_dir) if request.run_dir else None, _name(request), None
     )
-    (made.path / _FILE).write_text(sweep.text, encoding="utf-8")
+    with replacing(made.path / _FILE) as temporary:
+        temporary.write_text(sweep.text, encoding="utf-8")
     return Journal(made.path / _JOURNAL, seeds, request.options, own, count)
 
 

@@ -33,7 +33,7 @@ def trial_command(sweep: Sweep, parameters: dict[str, Any]) -> tuple[list[str], 
     Raises:
         UsageError: if it is no ``fit`` of ours.
     """
-    words = expand(sweep.command, sweep.program, parameters, sys.executable)
+    words = _command(sweep, parameters)
     for end in range(len(_MODULE), len(words) + 1):
         if words[end - len(_MODULE) : end] == _MODULE:
             return words[:end], words[end:]
@@ -88,11 +88,22 @@ def check_experiment(sweep: Sweep, options: list[str]) -> dict[str, Any]:
         for value in values if values and listed else ends:
             if value == first[name] and listed:
                 continue
+            if value != first[name] and _command(sweep, first) == _command(
+                sweep, {**first, name: value}
+            ):
+                raise UsageError(
+                    f"command does not take {name}: trials would differ in nothing; add "
+                    f'"${{args}}" to it, or "${{{name}}}"'
+                )
             other = _resolved(sweep, {**first, name: value}, options)
             if not listed:
                 # Of a listed value, the run that takes it tells; bounds would spoil many.
                 _check_model(other, f"{name}={value}")
     return experiment
+
+
+def _command(sweep: Sweep, parameters: dict[str, Any]) -> list[str]:
+    return expand(sweep.command, sweep.program, parameters, sys.executable)
 
 
 def _resolved(sweep: Sweep, parameters: dict[str, Any], options: list[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shlex
@@ -32,6 +33,17 @@ _IRRELEVANT = (
     "Be aware that when using `ckpt_path`",  # predict needs fewer callbacks than fit
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",
 )
+
+
+# Where Lightning looks at what the Trainer is given.
+_OF_THE_TRAINER = (
+    "lightning.pytorch.trainer.connectors.",
+    "lightning.pytorch.accelerators.",
+    "lightning.pytorch.callbacks.early_stopping",
+    "lightning.fabric.accelerators.",
+    "lightning.fabric.utilities.device_parser",
+)
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
 
 @dataclass
@@ -193,6 +205,12 @@ def _mistake(error: BaseException) -> UsageError | None:
             return cause
         if isinstance(cause, MisconfigurationException) or _of_trainer_settings(cause):
             return UsageError(" ".join(str(cause).split()))
+        if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
+            where = f" {cause.filename}" if cause.filename else ""
+            return UsageError(
+                f"cannot write{where}: {(cause.strerror or str(cause)).lower()}; make room, or "
+                "choose another --run_dir"
+            )
         if type(cause).__module__.startswith("wandb."):
             said = " ".join(str(cause).split()).rstrip(".")
             return UsageError(f"W&B says: {said}; use --wandb offline")
@@ -201,10 +219,11 @@ def _mistake(error: BaseException) -> UsageError | None:
 
 
 def _of_trainer_settings(error: BaseException) -> bool:
-    """Whether Lightning refuses an argument of the Trainer by a plain ValueError."""
-    frames = list(walk_tb(error.__traceback__)) if isinstance(error, ValueError) else []
+    """Whether Lightning refuses an argument of the Trainer by one of Python's own errors."""
+    plain = isinstance(error, ValueError | TypeError | RuntimeError | ImportError)
+    frames = list(walk_tb(error.__traceback__)) if plain else []
     origin = str(frames[-1][0].f_globals.get("__name__")) if frames else ""
-    return origin.startswith("lightning.pytorch.trainer.connectors.")
+    return origin.startswith(_OF_THE_TRAINER)
 
 
 def first_process() -> bool:

@@ -8,6 +8,7 @@ of their content, so that a damaged one is made anew.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import safetensors.torch
 import torch
 
 from lightning_evolve.errors import UsageError
+from lightning_evolve.files import replacing
 from lightning_evolve.tasks import Tensors
 
 
@@ -43,7 +45,9 @@ class Cache:
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self.folder = Path(folder).expanduser() if folder else Path(home) / "lightning_evolve"
+        self.folder = (
+            Path(os.path.expanduser(folder)) if folder else Path(home) / "lightning_evolve"
+        )
 
     def get(self, name: str, key: dict[str, Any], make: Callable[[], Entry]) -> Entry:
         """The entry of this name and key, from the disk or else made now.
@@ -72,12 +76,8 @@ class Cache:
         content = safetensors.torch.save(entry.tensors, metadata)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            try:
+            with replacing(path) as temporary:
                 temporary.write_bytes(content)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
         except OSError as error:
             raise UsageError(
                 f"cannot write to the cache folder {str(self.folder)!r} ({error.strerror}): "
@@ -92,6 +92,18 @@ def code_digest(file: str) -> str:
         file: path of the file.
     """
     return hashlib.blake2b(Path(file).read_bytes(), digest_size=16).hexdigest()
+
+
+def class_digest(made_by: type) -> str | None:
+    """Digest of a class's source file; None where there is none, as of a class that was typed in.
+
+    Args:
+        made_by: the class.
+    """
+    try:
+        return code_digest(inspect.getfile(made_by))
+    except (OSError, TypeError):
+        return None
 
 
 def _read(path: Path) -> Entry | None:

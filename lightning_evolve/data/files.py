@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from lightning_evolve.data.cleaning import normalise
 from lightning_evolve.data.columns import find_column
@@ -79,14 +81,14 @@ def read_texts(source: str, text_column: str) -> list[str]:
     Raises:
         UsageError: a missing, damaged or empty file, or one without this column.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if not path.is_file():
         raise UsageError(f"predict_source {source!r} is no file: name one with texts to predict")
     if suffix_of(path) == ".txt":
         return read_lines(path)
     found = read_records(path)
     text_column = find_column(str(path), found.columns, "text_column", text_column)
-    return [_text(record.get(text_column)) for record in found.records]
+    return _texts(path, found.records, text_column)
 
 
 def _split_of_file(path: Path) -> str | None:
@@ -121,12 +123,21 @@ def _read_file(path: Path, text_column: str, label_column: str) -> dict[str, Row
                 f"row {number} of {str(path)!r} has no {label_column}: fill it or remove the row"
             )
         labels.append(name)
-    return {"train": Rows(labels, texts=[_text(r.get(text_column)) for r in found.records])}
+    return {"train": Rows(labels, texts=_texts(path, found.records, text_column))}
 
 
-def _text(value: object) -> str:
-    # Cleaning drops and counts what is empty; NaN is what tables have in the place of a text.
-    return "" if value is None or value != value else str(value)
+def _texts(path: Path, records: list[dict[str, Any]], column: str) -> list[str]:
+    texts = []
+    for number, record in enumerate(records, start=1):
+        value = record.get(column)
+        if isinstance(value, dict | list | bytes):
+            raise UsageError(
+                f"row {number} of {str(path)!r} has {str(value)[:40]!r} for a {column}: give one "
+                "text a row"
+            )
+        # Cleaning drops and counts what is empty; NaN is what tables have in the place of a text.
+        texts.append("" if value is None or value != value else str(value))
+    return texts
 
 
 def _read_classes(folder: Path) -> Rows:

@@ -108,6 +108,11 @@ def _read_csv(path: Path) -> Records:
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     records = []
     try:
+        named = [name for name in reader.fieldnames or () if name]
+        if twice := {name for name in named if named.count(name) > 1}:
+            raise UsageError(
+                f"{str(path)!r} has two columns called {min(twice)!r}: rename one, or remove it"
+            )
         for record in reader:
             if None in record:
                 raise UsageError(
@@ -124,10 +129,12 @@ def _read_csv(path: Path) -> Records:
 
 
 def _read_json(path: Path) -> Records:
+    text = read_text(path)
     try:
-        return _from_objects(path, json.loads(read_text(path)))
+        objects = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{str(path)!r} is no JSON ({error}): mend it") from error
+    return _from_objects(path, objects)
 
 
 def _read_jsonl(path: Path) -> Records:

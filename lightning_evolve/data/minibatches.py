@@ -18,9 +18,9 @@ from lightning_evolve.tasks import Task
 class MiniBatches:
     """Each mini-batch in turn to adapt on, the one after it to score on.
 
-    So every row is adapted on once an epoch, and scored on just before that, when theta has not
-    yet learned from it (prequential, Dawid 1984). Each epoch has an order of its own; what is left
-    over at the end of one is left over in that order only.
+    So a row is adapted on at most once an epoch, and scored on just before that, when theta has
+    not yet learned from it (prequential, Dawid 1984). Each epoch has an order of its own; what is
+    left over at the end of one is left over in that order only.
 
     Args:
         table: the encoded rows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 from lightning_evolve.data.cache import Cache
@@ -42,7 +43,7 @@ def load(
     Raises:
         UsageError: there is no such source, or it is damaged, empty or without these columns.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if source == "docstrings":
         splits = {"train": docstrings(cache)}
     elif source == "topics":
@@ -58,6 +59,12 @@ def load(
         )
     else:
         splits = read_hub(source, subset, text_column, label_column)
+    if subset is not None and (path.exists() or source in ("docstrings", "topics", "digits")):
+        warnings.warn(
+            f"subset {subset!r} is for datasets on the hub, and source {source!r} is none; it is "
+            "not read",
+            stacklevel=2,
+        )
     if "train" not in splits:
         raise UsageError(
             f"source {source!r} has no train split, only {', '.join(splits) or 'nothing'}: "

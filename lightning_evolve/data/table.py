@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lightning_evolve.tasks import Batch, Tensors
@@ -48,8 +49,10 @@ class Table:
 
     def by_class(self, rows: Tensor) -> dict[int, Tensor]:
         """The numbers of given rows, grouped by class, in the order of the classes' numbers."""
-        labels = self.labels[rows]
-        return {label: rows[labels == label] for label in sorted(set(labels.tolist()))}
+        labels, order = self.labels[rows].sort(stable=True)
+        classes, counts = torch.unique_consecutive(labels, return_counts=True)
+        parts = torch.split(rows[order], counts.tolist())
+        return dict(zip(classes.tolist(), parts, strict=True))
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.estimators.base import Episode, Estimate, Estimator
-from lightning_evolve.estimators.perturbation import generator, play
-from lightning_evolve.inner_loop import Adapted, logits
+from lightning_evolve.estimators.perturbation import play
+from lightning_evolve.inner_loop import Adapted
 from lightning_evolve.meta_learners.base import MetaLearner, State
 from lightning_evolve.meta_learners.controller import Controller
+from lightning_evolve.noise import generator
 from lightning_evolve.rewards import Reward
 from lightning_evolve.tasks import Tensors
 
@@ -89,7 +90,8 @@ def actor_critic(
     controller = episode.meta_learner
     assert isinstance(controller, Controller), "check_rule has seen to it"
     part, parts = episode.task.share
-    first = score(episode, episode.start)[1]  # of theta_0, which all runs begin at
+    with torch.no_grad():
+        _, first = episode.score(episode.start.theta, 0)  # all runs begin at it
     runs = [
         roll_out(
             episode,
@@ -188,19 +190,6 @@ def generalised_advantages(
 
 
 @torch.no_grad()
-def score(episode: Episode, at: Adapted) -> tuple[Tensor, Tensor]:
-    """Returns the logits of a learner on the query set, and the reward of them.
-
-    Args:
-        episode: whose task and reward.
-        at: the learner.
-    """
-    query = episode.task.query
-    predictions = logits(episode.learner, at.theta, query)
-    return predictions, episode.reward(predictions, query.labels)
-
-
-@torch.no_grad()
 def roll_out(
     episode: Episode,
     controller: Controller,
@@ -226,7 +215,7 @@ def roll_out(
     scored = {*range(score_every, episode.steps, score_every), *episode.measured, episode.steps}
     for step, (_, adapted) in enumerate(playing.walk(episode.start, range(episode.steps)), 1):
         if step in scored:
-            predictions, reward = score(episode, adapted)
+            predictions, reward = episode.score(adapted.theta, step)
             scores.append(reward)
         else:
             scores.append(scores[-1])

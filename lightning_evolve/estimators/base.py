@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.estimators.memory import Memory
-from lightning_evolve.inner_loop import Adapted, Graph, Pull, inner_steps
+from lightning_evolve.inner_loop import Adapted, Graph, Pull, inner_steps, logits
 from lightning_evolve.learners.base import Learner
 from lightning_evolve.meta_learners.base import MetaLearner
+from lightning_evolve.noise import dropping
 from lightning_evolve.rewards import Reward
 from lightning_evolve.tasks import Task, Tensors
 
@@ -81,8 +82,32 @@ class Episode(NamedTuple):
             steps=steps,
             graph=graph,
             pull=Pull(self.damping, self.start.theta) if self.damping else None,
+            seed=self.seed,
         )
         yield from enumerate(walk, start=steps.start + 1)
+
+    def score(self, theta: Tensors, step: int) -> tuple[Tensor, Tensor]:
+        """Returns the logits on the query set, and the reward of them.
+
+        Args:
+            theta: the adapting parameters.
+            step: inner steps that they have taken.
+
+        Raises:
+            UsageError: if the reward is not one number.
+        """
+        query = self.task.query
+        # Another number than the inner steps have, whose rows are others.
+        with dropping(self.learner, self.seed, self.task.index, step, 1):
+            predictions = logits(self.learner, theta, query)
+        reward = self.reward(predictions, query.labels)
+        if not isinstance(reward, Tensor) or reward.dim():
+            found = f"a tensor of shape {[*reward.shape]}" if isinstance(reward, Tensor) else reward
+            raise UsageError(
+                f"the reward {type(self.reward).__name__} gives {found}; return a tensor with one "
+                "number, such as the mean over rows"
+            )
+        return predictions, reward
 
     def learned_held(self) -> Tensors:
         """Returns the learned parameters of the learner that do not adapt; empty but in ANIL."""
@@ -125,10 +150,10 @@ class Estimator:
         damping: strength of the proximal term that it adds to the inner loop, 0 for none.
     """
 
-    second_order: ClassVar[bool] = False
-    learns_held: ClassVar[bool] = False
-    anneals: ClassVar[bool] = False
-    remembers: ClassVar[bool] = False
+    second_order = False
+    learns_held = False
+    anneals = False
+    remembers = False
     damping: float = 0.0
 
     def __call__(self, episode: Episode) -> Estimate:
@@ -158,9 +183,8 @@ class Estimator:
             learn_init: whether the initial theta is learned.
 
         Raises:
-            UsageError: with a sentence that names what would serve instead.
+            UsageError: with a sentence that names what would serve instead; by default none.
         """
-        raise NotImplementedError
 
     def check_learner(self, learner: Learner) -> None:
         """Refuses learners that this estimator can't serve; by default it serves all.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.estimators.base import Episode, Estimate, Estimator
-from lightning_evolve.estimators.perturbation import gaussian, generator, perturbed, play
+from lightning_evolve.estimators.perturbation import gaussian, perturbed, play
+from lightning_evolve.noise import generator
 from lightning_evolve.rewards import Reward
 
 
@@ -79,7 +79,7 @@ class EvolutionStrategies(Estimator):
         UsageError: if ``sigma`` is not a positive number or ``pairs`` below 1.
     """
 
-    anneals: ClassVar[bool] = True
+    anneals = True
     sigma: float = 0.1
     pairs: int = 1
 

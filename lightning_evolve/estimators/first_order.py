@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from lightning_evolve.estimators.base import Episode, Estimate
 from lightning_evolve.estimators.unrolled import Unrolled, unrolled
@@ -43,7 +42,7 @@ class FirstOrder(Unrolled):
         UsageError: if a number is negative.
     """
 
-    second_order: ClassVar[bool] = False
+    second_order = False
 
     def __call__(self, episode: Episode) -> Estimate:
         """See :func:`first_order`."""

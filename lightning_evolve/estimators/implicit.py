@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from lightning_evolve.errors import UsageError
 from lightning_evolve.estimators.base import Episode, Estimate, Estimator, refuse_phi
 from lightning_evolve.inner_loop import detached, logits
 from lightning_evolve.meta_learners.base import MetaLearner
+from lightning_evolve.noise import dropping
 from lightning_evolve.rewards import Reward
 from lightning_evolve.tasks import Tensors
 
@@ -64,13 +65,13 @@ def implicit(
         _, adapted = deque(walk, maxlen=1).pop()
     with torch.enable_grad():
         theta = detached(adapted.theta, requires_grad=True)
-        out = logits(learner, theta, task.query)
-        reward = episode.reward(out, task.query.labels)
+        out, reward = episode.score(theta, episode.steps)
         uphill = _flat(torch.autograd.grad(reward, list(theta.values()), materialize_grads=True))
-        losses = [
-            functional.cross_entropy(logits(learner, theta, b, second_order=True), b.labels)
-            for b in task.support
-        ]
+        losses = []
+        for k, b in enumerate(task.support):
+            with dropping(learner, episode.seed, task.index, k):  # as in the inner step k
+                out_k = logits(learner, theta, b, second_order=True)
+            losses.append(functional.cross_entropy(out_k, b.labels))
         gradient = torch.autograd.grad(
             torch.stack(losses).mean(),
             list(theta.values()),
@@ -196,7 +197,7 @@ class Implicit(Estimator):
     solver: Literal["cg", "neumann"] = "cg"
     iterations: int = 5
     damping: float = 1.0
-    second_order: ClassVar[bool] = True
+    second_order = True
 
     def __post_init__(self) -> None:
         """Checks the numbers."""

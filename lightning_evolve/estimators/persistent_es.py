@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,8 +11,9 @@ from torch import Tensor
 from lightning_evolve.errors import UsageError
 from lightning_evolve.estimators.base import Episode, Estimate, Estimator
 from lightning_evolve.estimators.memory import Memory
-from lightning_evolve.estimators.perturbation import gaussian, generator, perturbed
-from lightning_evolve.inner_loop import Adapted, logits
+from lightning_evolve.estimators.perturbation import gaussian, perturbed
+from lightning_evolve.inner_loop import Adapted
+from lightning_evolve.noise import generator
 from lightning_evolve.rewards import Reward
 
 
@@ -53,7 +53,8 @@ def persistent_es(episode: Episode, *, window: int, sigma: float = 0.1, pairs: i
     )
     assert memory.task.index == episode.task.index, "a task under way is played to its end"
     steps = range(memory.step, memory.step + window)
-    noise = generator(episode.seed, episode.task.index, memory.step)
+    # A fourth number, as the third of others is a choice of theirs, such as of the initial theta.
+    noise = generator(episode.seed, episode.task.index, memory.step, window)
     totals = {name: torch.zeros_like(p) for name, p in phi.items()}
     particles: list[Adapted] = []
     drifts, rewards = [], []
@@ -85,11 +86,11 @@ def persistent_es(episode: Episode, *, window: int, sigma: float = 0.1, pairs: i
 @torch.no_grad()
 def _play(episode: Episode, begin: Adapted, steps: range) -> tuple[Tensor, Tensor, Adapted]:
     """One window without a graph: its measured rewards, the last logits measured, the learner."""
-    query, rewards = episode.task.query, []
+    rewards = []
     for k, adapted in episode.walk(begin, steps):
         if k in episode.measured:
-            out = logits(episode.learner, adapted.theta, query)
-            rewards.append(episode.reward(out, query.labels))
+            out, reward = episode.score(adapted.theta, k)
+            rewards.append(reward)
     return torch.stack(rewards), out, adapted
 
 
@@ -112,7 +113,7 @@ class PersistentES(Estimator):
     window: int
     sigma: float = 0.1
     pairs: int = 1
-    remembers: ClassVar[bool] = True
+    remembers = True
 
     def __post_init__(self) -> None:
         """Checks the numbers."""

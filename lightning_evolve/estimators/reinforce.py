@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.estimators.base import Episode, Estimate, Estimator
-from lightning_evolve.estimators.perturbation import gaussian, generator, perturbed, play
+from lightning_evolve.estimators.perturbation import gaussian, perturbed, play
+from lightning_evolve.noise import generator
 from lightning_evolve.rewards import Reward
 
 
@@ -78,7 +78,7 @@ class Reinforce(Estimator):
         UsageError: if ``sigma`` is not a positive number or ``population`` below 2.
     """
 
-    anneals: ClassVar[bool] = True
+    anneals = True
     sigma: float = 0.1
     population: int = 8
 

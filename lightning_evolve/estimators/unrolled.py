@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,6 @@ from lightning_evolve.inner_loop import (
     Graph,
     detached,
     detached_state,
-    logits,
     tensors_of,
     with_tensors,
 )
@@ -167,8 +166,8 @@ def _play(
     end, out, rewards = begin, None, []
     for k, end in episode.walk(begin, steps, graph):
         if k in episode.measured:
-            out = logits(episode.learner, end.theta, episode.task.query)
-            rewards.append(episode.weight(k) * episode.reward(out, episode.task.query.labels))
+            out, reward = episode.score(end.theta, k)
+            rewards.append(episode.weight(k) * reward)
     return end, out, rewards
 
 
@@ -216,9 +215,9 @@ class Unrolled(Estimator):
     truncation: int = 0
     checkpoint: int = 0
     batched: bool = False
-    second_order: ClassVar[bool] = True
-    learns_held: ClassVar[bool] = True
-    anneals: ClassVar[bool] = True
+    second_order = True
+    learns_held = True
+    anneals = True
 
     def __post_init__(self) -> None:
         """Checks the signs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,6 +83,7 @@ def train(
     curve: list[Point] = []
     best: Tensors = start.theta
     walk = inner_steps(learner, meta_learner, start, merged, alpha=alpha, steps=range(len(tasks)))
+    learner.train()  # as ours was
     for step, adapted in enumerate(walk, start=1):
         if step in measured or step == len(tasks):
             losses, predicted = score(learner, adapted.theta, validation)
@@ -91,6 +93,7 @@ def train(
                 break  # It has diverged; more steps only cost time.
             if curve[-1].loss <= min(point.loss for point in curve):
                 best = adapted.theta
+    learner.eval()
     return Trained(curve, best)
 
 
@@ -114,6 +117,8 @@ def score(learner: Learner, theta: Tensors, batch: Batch) -> tuple[np.ndarray, n
         batch: rows to score, however many.
     """
     losses, predicted = [], []
+    training = learner.training
+    learner.eval()
     for first in range(0, len(batch.labels), _CHUNK):
         rows = slice(first, first + _CHUNK)
         part = trimmed(
@@ -124,6 +129,7 @@ def score(learner: Learner, theta: Tensors, batch: Batch) -> tuple[np.ndarray, n
         out = logits(learner, theta, part)
         losses.append(functional.cross_entropy(out, part.labels, reduction="none").double())
         predicted.append(out.argmax(dim=-1))
+    learner.train(training)
     return torch.cat(losses).cpu().numpy(), torch.cat(predicted).cpu().numpy()
 
 
@@ -205,19 +211,23 @@ def compare_on_rows(
     measured = [point.step for point in evolved.curve]
     runs: dict[str, Trained] = {name: evolved}
     settings: dict[str, dict[str, float]] = {name: {"rate": alpha}}
-    kept: dict[tuple[MetaLearnerFactory, float], Trained] = {}
+    best: dict[str, tuple[MetaLearnerFactory, float, Trained]] = {}
 
+    @cache  # the groups' second grid begins where the first one ended
     def loss(rule: MetaLearnerFactory, rate: float) -> float:
         progress(f"tuning the rivals: {name_of(rule)} at {rate:.3g}")
         run = train(learner, rule, initial, tasks, validation, alpha=rate, measured=measured)
-        # The run that was tuned on is the run that counts: no second one to wait for.
-        # By the rule itself, not its id(), which a later rule may get once this one is gone.
-        kept[rule, rate] = run
+        # The run that was tuned on is the run that counts: no second one to wait for. Of each
+        # method the best alone, as a run has a theta, which may be large.
+        method = f"{name_of(rule)} {type(rule).__name__}"  # Adam is a class, its groups a partial
+        if method not in best or run.best_loss() < best[method][2].best_loss():
+            best[method] = (rule, rate, run)
         return run.best_loss()
 
     for rival_name, rival in tuned_rivals(loss, learner, initial, alpha, rivals, points).items():
-        run = kept.get((rival.rule, rival.alpha))
-        runs[rival_name] = run or train(
+        # Where two rates are equally good, the one kept may be the other.
+        kept = (run for rule, rate, run in best.values() if (rule, rate) == rival[:2])
+        runs[rival_name] = next(kept, None) or train(
             learner, rival.rule, initial, tasks, validation, alpha=rival.alpha, measured=measured
         )
         settings[rival_name] = rival.setting

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 from lightning_evolve.errors import UsageError
@@ -98,6 +98,7 @@ def tuned_rivals(
     if "adam_groups" in names:
         pattern, rate = first_group(learner, theta), rivals["adam"].alpha
 
+        @cache  # the same rule for the same ratio, by which its run is known again
         def grouped(first: float, rest: float) -> MetaLearnerFactory:
             return partial(Adam, ratios={pattern: first / rest})
 

@@ -130,10 +130,14 @@ class Contest:
         pool = self.pool
         unlearned = pool.kept & (pool.generation > self.champion.number)
         few: list[str] = []
+        by_source: dict[str, list[int]] = {}
+        for number in np.flatnonzero(unlearned).tolist():
+            by_source.setdefault(pool.source[number], []).append(number)
         for source in dict.fromkeys(pool.source[self.now].tolist()):
             if any(fnmatchcase(source, pattern) for pattern in self.evolution.trusted):
                 continue
-            rows = unlearned & (pool.source == source)
+            rows = np.zeros_like(unlearned)
+            rows[by_source.get(source, [])] = True
             if (rows & self.now).sum() >= FEWEST:
                 rows &= self.now
             if rows.sum() < FEWEST:
@@ -141,7 +145,8 @@ class Contest:
             else:
                 yield source, rows
         if few:
-            rows = unlearned & np.isin(pool.source, few)
+            rows = np.zeros_like(unlearned)
+            rows[[number for source in few for number in by_source.get(source, [])]] = True
             yield "; ".join(few[:3]) + "; ..." * (len(few) > 3), rows
 
     def _judged(self, rows: Mask, classes: tuple[str, ...]) -> Judged:
@@ -375,6 +380,7 @@ class Contest:
             self.model,
             trials,
             evolution.seed,
+            partial(self._reward, self.model),
         )
         after = result["challenger" if promote else "champion"]
         summary = {

@@ -59,8 +59,8 @@ class UnknownPredictionError(UsageError):
     """A correction of an answer that was never given."""
 
 
-class UnknownLabelError(UsageError):
-    """A correction to a class that is not one."""
+class BadFeedbackError(UsageError):
+    """A correction that cannot be taken as it is, such as to a class that is not one."""
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ class FeedbackStore:
 
         Raises:
             UnknownPredictionError: there is no such answer.
-            UnknownLabelError: the label is none of ``classes``.
+            BadFeedbackError: the label is none of ``classes``, or the source no name.
             UsageError: the label, the source or the time is empty or makes no sense; or the disk
                 is full, and nothing was written.
         """
@@ -360,23 +360,23 @@ class FeedbackStore:
         try:
             name = reading.label_of(label)
         except ValueError as error:
-            raise UsageError(f"{error}: give the name of a class") from None
+            raise BadFeedbackError(f"{error}: give the name of a class") from None
         if name is None:
-            raise UsageError("the label is empty: give the name of a class")
+            raise BadFeedbackError("the label is empty: give the name of a class")
         if self.classes is not None and name not in self.classes:
             near = difflib.get_close_matches(name, self.classes, n=3, cutoff=0)
-            raise UnknownLabelError(
+            raise BadFeedbackError(
                 f"label {name!r} is no class of this service: the nearest are {', '.join(near)}"
             )
         if not isinstance(source, str) or not source.strip() or len(source) > LONGEST_SOURCE:
-            raise UsageError(f"source is {source!r:.120}: give a name of 1 to 100 characters")
+            raise BadFeedbackError(f"source is {source!r:.120}: give a name of 1 to 100 characters")
         try:
             reading.checked(source, "source")
             if not source.isprintable():
                 raise ValueError(f"the source {source!r:.120} has signs that cannot be printed")
             seconds = reading.time_of(when)
         except ValueError as error:
-            raise UsageError(f"{error}: mend it") from None
+            raise BadFeedbackError(f"{error}: mend it") from None
         return _Voice(name, source, seconds)
 
     def _give(

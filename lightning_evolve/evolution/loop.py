@@ -324,7 +324,7 @@ class Evolution:
             # The rows that a generation will take, by themselves: they are encoded once.
             texts = [[r["text"] for r in arrived if bool(r["label"]) == known] for known in (1, 0)]
             arrived = sorted(arrived, key=lambda row: not row["label"])
-            inputs = [encoded(model, some, self.cache) for some in texts if some]
+            inputs = encoded(model, [some for some in texts if some], self.cache)
             predicted = model.predict_encoded(
                 {name: torch.cat([part[name] for part in inputs]) for name in inputs[0]}
             )
@@ -339,10 +339,9 @@ class Evolution:
             )
             position["records"] = max(r["seq"] for r in arrived)
         while served:
-            for of in sorted({p.generation for p in served}):
-                some = [p for p in served if p.generation == of]
-                if of == champion.number:  # what an earlier champion said is no news of this one
-                    alarms += self._served(some, model.classes)
+            # What an earlier champion said is no news of this one.
+            if some := [p for p in served if p.generation == champion.number]:
+                alarms += self._served(some, model.classes)
             position["predictions"] = served[-1].seq
             served = store.predictions(position["predictions"], _SERVED)
         with journal.writing():

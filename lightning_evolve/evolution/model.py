@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,7 +152,7 @@ class Model:
         return (*self.classes, *sorted({*labels} - {*self.classes}))
 
     def knowing(self, classes: Sequence[str], seed: int) -> Model:
-        """Returns a model that knows more classes; what it says of the old ones stays the same.
+        """Returns a model that knows more classes; its logits of the old ones stay the same.
 
         Args:
             classes: of which those that are new are added, in their order.
@@ -164,8 +165,7 @@ class Model:
         if not new:
             return self
         names = (*self.classes, *new)
-        spec = DataSpec(**{**vars(self.learner.spec), "num_classes": len(names)})
-        spec = DataSpec(**{**vars(spec), "class_names": names})
+        spec = replace(self.learner.spec, num_classes=len(names), class_names=names)
         grown = build(lambda s: type(self.learner)(s, **self.learner.options), spec, seed)
         ours = self.learner.state_dict()
         for name, tensor in grown.state_dict().items():

@@ -248,7 +248,7 @@ class Monitor:
         """All that has been seen and is kept, for JSON.
 
         Most of it are features: up to 8 MB for two windows of 500 rows of 384 numbers. So save it
-        with a generation and not with every batch.
+        when rows have come, and not oftener.
         """
         return {
             "time": self.time if math.isfinite(self.time) else None,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
+import torch
 
 from lightning_evolve.data.checks import at_least
 from lightning_evolve.errors import UsageError
@@ -78,9 +81,31 @@ class Optimisation:
                 f"the space names {unknown[0]!r}, which training does not have: choose from "
                 f"{', '.join(usual)}"
             )
-        if self.pairs and training.without_phi():
+        for name, choices in (self.proposer.space if self.proposer else {}).items():
+            for choice in choices:
+                training.check_setting(name, choice)
+        if not self.pairs:
+            return
+
+        def shapes(rows: int, *names: str) -> dict[str, torch.Size] | None:
+            return training.phi_shapes({name: torch.zeros(rows, 2) for name in names})
+
+        one = shapes(2, "head.weight")
+        wider, two = shapes(3, "head.weight"), shapes(2, "head.weight", "encoder.weight")
+        if one == {}:
             raise UsageError(
                 "the rule of training has no phi that could be learned: give optimisation.pairs 0"
+            )
+        varied = self.proposer is not None and "adapt" in self.proposer.space
+        if one != wider or (varied and one != two):
+            whose, when = (
+                ("each coordinate", "a new class brings new ones")
+                if one != wider
+                else ("each tensor", "the space varies which of them adapt")
+            )
+            raise UsageError(
+                f"the rule of training has numbers in phi for {whose}, and {when}: give one whose "
+                "phi is shared, such as Gains with per: role, or optimisation.pairs 0"
             )
 
     def plan(self, journal: Journal, training: Training, seed: tuple[int, int]) -> list[Trial]:
@@ -99,7 +124,7 @@ class Optimisation:
         proposed = [{**usual, **s} for s in proposer.propose(max(1, self.pairs), mixed)]
         if not self.pairs:
             return self._trials(proposed)
-        proposed += proposed[: self.pairs - len(proposed)]  # a space of few choices
+        proposed = list(islice(cycle(proposed), self.pairs))  # a space may have few choices
         return self._trials([{**usual, **proposer.best()}, *proposed])
 
     @staticmethod
@@ -138,6 +163,7 @@ class Optimisation:
         model: Model,
         trials: list[Trial],
         seed: int,
+        champion: Callable[[], float],
     ) -> dict[str, Any]:
         """Learns from a generation.
 
@@ -148,6 +174,7 @@ class Optimisation:
             model: what the challengers grew from.
             trials: the plan's, each with its ``reward``, None where it diverged, and ``steps``.
             seed: of the run.
+            champion: gives the champion's own reward, which a lone challenger is set beside.
 
         Returns:
             What the journal is to keep, by name.
@@ -163,7 +190,7 @@ class Optimisation:
             kept[_OUTER] = artifacts.put_tensors(outer.state_dict())
         proposer = self._proposer(journal)
         if proposer is not None:
-            usual = float(np.nanmean(rewards)) if np.isfinite(rewards).any() else 0.0
+            usual = champion() if len(rewards) == 1 else _mean(rewards)
             for trial, reward in zip(trials, rewards, strict=True):
                 # What the generation's rows do to all of its challengers is taken out.
                 chosen = {name: trial["settings"][name] for name in proposer.space}
@@ -190,3 +217,8 @@ class Optimisation:
         if self.proposer is not None and self._unlearned is not None:
             self.proposer.load_state_dict(journal.state(_PROPOSER) or deepcopy(self._unlearned))
         return self.proposer
+
+
+def _mean(rewards: list[float]) -> float:
+    """The mean of those that are finite, 0 if none is."""
+    return float(np.nanmean(rewards)) if np.isfinite(rewards).any() else 0.0

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from lightning_evolve.errors import UsageError
-from lightning_evolve.estimators.perturbation import gaussian, generator
+from lightning_evolve.estimators.perturbation import gaussian
+from lightning_evolve.noise import generator
 from lightning_evolve.tasks import Tensors
 
 

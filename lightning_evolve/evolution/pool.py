@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from copy import copy
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_evolve.data.cache import Cache, Entry, code_digest
+from lightning_evolve.data.cache import Cache, Entry, class_digest
 from lightning_evolve.data.rows import Rows
 from lightning_evolve.evolution.artifacts import digest_of
 from lightning_evolve.evolution.journal import Journal
@@ -48,7 +47,8 @@ class Pool:
             (last,),
         ).fetchall()
 
-        def column(name: str, kind: Any = str) -> NDArray[Any]:
+        def column(name: str, kind: Any = object) -> NDArray[Any]:
+            # Strings as objects: in an array of their own kind, one long one makes all as wide.
             return np.array([row[name] for row in rows], dtype=kind)
 
         self.seq, self.generation = column("seq", np.int64), column("generation", np.int64)
@@ -61,10 +61,11 @@ class Pool:
         self.inputs = self._encoded(model, cache)
 
     def _encoded(self, model: Model, cache: Cache) -> Tensors:
-        parts = [
-            encoded(model, [self.text[n] for n in np.flatnonzero(self.generation == g)], cache)
+        texts = [
+            [self.text[n] for n in np.flatnonzero(self.generation == g)]
             for g in np.unique(self.generation)
         ]
+        parts = encoded(model, texts, cache)
         return {name: torch.cat([p[name] for p in parts]) for name in parts[0]} if parts else {}
 
     def encoded_by(self, model: Model, cache: Cache) -> Pool:
@@ -133,24 +134,34 @@ class Pool:
         return chosen
 
 
-def encoded(model: Model, texts: Sequence[str], cache: Cache) -> Tensors:
+def encoded(model: Model, parts: Sequence[Sequence[str]], cache: Cache) -> list[Tensors]:
     """Encodes texts, or finds them encoded on the disk.
 
     Args:
         model: whose encoder encodes them.
-        texts: any.
+        parts: texts that are kept together, such as those of a generation.
         cache: where encoded rows are kept.
+
+    Returns:
+        The encoded rows of each part.
     """
     encoder = model.encoder
-    if not encoder.cached:
-        return model.encode(texts)
+    code = class_digest(type(encoder)) if encoder.cached else None
+    if code is None:
+        return [model.encode(texts) for texts in parts]
     learned = encoder.learned()
     key = {
         "encoder": type(encoder).__name__,
-        "code": code_digest(inspect.getfile(type(encoder))),
+        "code": code,
         "settings": encoder.settings(),
         "learned": [digest_of(learned.tensors), digest(repr(sorted(learned.facts.items())))],
-        "rows": Rows([""] * len(texts), texts=list(texts)).digest(),
     }
     name = f"evolution-{type(encoder).__name__.lower()}"
-    return cache.get(name, key, lambda: Entry(model.encode(texts), {})).tensors
+    return [
+        cache.get(
+            name,
+            {**key, "rows": Rows([""] * len(texts), texts=list(texts)).digest()},
+            lambda texts=texts: Entry(model.encode(texts), {}),  # type: ignore[misc]
+        ).tensors
+        for texts in parts
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ class Pretrained:
         checkpoint: str | None = None,
     ) -> None:
         self.encoder = encoder or Words()
+        if self.encoder.kind != "texts":
+            raise UsageError(
+                f"encoder {type(self.encoder).__name__} reads {self.encoder.kind}, and evolve "
+                "learns from texts: use Words, NGrams, CheckpointTokenizer or FrozenFeatures"
+            )
         self.learner = learner
         self.checkpoint = checkpoint
 
@@ -59,8 +65,8 @@ class Pretrained:
         Raises:
             UsageError: there is no such checkpoint, or it is of another learner.
         """
-        if self.checkpoint and Path(self.checkpoint).expanduser().is_dir():
-            return self._champion(Path(self.checkpoint).expanduser()).knowing(classes, seed)
+        if self.checkpoint and Path(os.path.expanduser(self.checkpoint)).is_dir():
+            return self._champion(Path(os.path.expanduser(self.checkpoint))).knowing(classes, seed)
         rows = Rows([""] * len(texts), texts=list(texts))
         self.encoder.fit(rows)
         inputs = self.encoder.encode(rows.select(range(min(1, len(rows)))))

@@ -15,11 +15,11 @@ from torch import Tensor
 from lightning_evolve.data.checks import at_least
 from lightning_evolve.data.table import Table
 from lightning_evolve.errors import UsageError
-from lightning_evolve.estimators.perturbation import generator
 from lightning_evolve.evolution.model import Model
 from lightning_evolve.inner_loop import Adapted, detached, inner_steps
 from lightning_evolve.meta_learners import MetaLearner, MetaLearnerFactory
 from lightning_evolve.modules.building import adapting
+from lightning_evolve.noise import generator
 from lightning_evolve.pretrained import load_rule
 from lightning_evolve.tasks import Batch, Task, Tensors
 
@@ -108,15 +108,43 @@ class Training:
             "adapt": self.adapt,
         }
 
-    def without_phi(self) -> bool:
-        """Whether the rule has nothing to learn, as far as a matrix of any name tells."""
-        if self.saved is not None:
-            return not self.saved.phi()
-        assert self.factory is not None, "a rule is saved, or built"
+    def check_setting(self, name: str, value: Any) -> None:
+        """Refuses what :meth:`grow` could not be given for a setting.
+
+        Args:
+            name: one of :meth:`settings`.
+            value: for it.
+
+        Raises:
+            UsageError: naming both.
+        """
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = {
+            "alpha": number and math.isfinite(value) and value > 0,
+            "steps": number and value == int(value) and value >= 1,
+            "replay": number and 0 <= value < 1,
+            "adapt": isinstance(value, list | tuple)
+            and all(isinstance(part, str) for part in value),
+        }
+        wanted = {
+            "alpha": "a number above 0",
+            "steps": "a whole number from 1 on",
+            "replay": "a share of at least 0 and below 1",
+            "adapt": "a list such as [head]",
+        }
+        if not fits[name]:
+            raise UsageError(f"the space has {value!r} for {name}; give {wanted[name]}")
+
+    def phi_shapes(self, theta: Tensors) -> dict[str, torch.Size] | None:
+        """Returns the shapes of what the rule can learn, None if it is not for such parameters.
+
+        Args:
+            theta: any parameters, by name.
+        """
         try:
-            return not self.factory({"head.weight": torch.zeros(2, 2)}).phi()
+            return {name: p.shape for name, p in self._rule(theta).phi().items()}
         except UsageError:
-            return False  # one for the tensors of a certain model
+            return None  # one for the tensors of a certain model
 
     def rule(self, model: Model, adapt: Sequence[str]) -> MetaLearner:
         """Returns g_phi for the parameters of a model, with phi as it begins.
@@ -125,7 +153,9 @@ class Training:
             model: whose parameters adapt.
             adapt: which of them.
         """
-        theta = adapting(model.learner, adapt)
+        return self._rule(adapting(model.learner, adapt))
+
+    def _rule(self, theta: Tensors) -> MetaLearner:
         if self.saved is not None:
             return deepcopy(self.saved).over(theta)
         assert self.factory is not None, "a rule is saved, or built"

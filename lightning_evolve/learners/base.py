@@ -17,8 +17,9 @@ class Learner(nn.Module):
 
     The output layer is named ``head`` and the first layer as ``first_layer`` says, so that what
     adapts and what gets a learning rate of its own can be told by name in every architecture.
-    A learner is a deterministic function of its parameters and inputs (no dropout unless asked
-    for), so that an inner loop is one too.
+    A learner is a deterministic function of its parameters and inputs, so that an inner loop is
+    one too. Modules called dropout are the exception: what they drop is a function of the seed, the
+    task and the step.
 
     Args:
         spec: what the data looks like.
@@ -28,9 +29,12 @@ class Learner(nn.Module):
         second_order: set by the engine while it differentiates through gradients; a learner
             with an implementation that is fast but differentiable only once takes the other one.
         options: the keyword arguments that the learner was built with, beside the ``spec``.
+        frozen: names of the parameters that the learner itself asks no gradient for; they adapt
+            only where they are named.
     """
 
     first_layer: str = ""
+    frozen: frozenset[str] = frozenset()
     second_order: bool = False
     options: dict[str, Any]
 

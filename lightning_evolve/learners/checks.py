@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from lightning_evolve.errors import UsageError
 from lightning_evolve.tasks import DataSpec
 
@@ -50,6 +52,25 @@ def check_kind(learner: str, reads: str, spec: DataSpec) -> None:
             f"{learner} reads {reads}, but the stream's data is {kind}: "
             f"take a stream of {reads} with the encoder {_ENCODERS[reads]}, or another learner"
         )
+
+
+def check_statistics(learner: nn.Module) -> None:
+    """Refuse layers that remember what they have seen, which tasks and processes would not share.
+
+    Args:
+        learner: the learner.
+
+    Raises:
+        UsageError: naming the layer.
+    """
+    for name, part in learner.named_modules():
+        if getattr(part, "track_running_stats", False):
+            kind = type(part).__name__
+            raise UsageError(
+                f"{name} of {type(learner).__name__} is a {kind} with running statistics, which "
+                f"each task would leave to the next; give {kind}(..., track_running_stats=False), "
+                "whose statistics are the batch's, or GroupNorm"
+            )
 
 
 def check_sizes(learner: str, **sizes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ def begin_from(learner: Learner, checkpoint: str) -> None:
     Raises:
         UsageError: if there is no such file, it is damaged, or it is of another learner.
     """
-    path = Path(checkpoint).expanduser()
+    path = Path(os.path.expanduser(checkpoint))
     try:
         saved = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
     except Exception as error:  # each kind of damage has its own

@@ -29,9 +29,8 @@ def check_adam(betas: tuple[float, float], eps: float, weight_decay: float = 0.0
     Raises:
         UsageError: naming the first of them.
     """
-    for beta in betas:
-        if not 0 <= beta < 1:
-            raise UsageError(f"betas is {betas}; give two numbers from 0 to below 1")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UsageError(f"betas is {betas}; give two numbers from 0 to below 1")
     for name, value in (("eps", eps), ("weight_decay", weight_decay)):
         if not (math.isfinite(value) and value >= 0):
             raise UsageError(f"{name} is {value}; give 0 or a positive number")

@@ -21,10 +21,20 @@ def build(learner: LearnerFactory, spec: DataSpec, seed: int) -> Learner:
         learner: a learner's class or a ``functools.partial`` of it.
         spec: what the data looks like.
         seed: of the initial weights.
+
+    Raises:
+        UsageError: if it is no learner.
     """
     with torch.random.fork_rng(devices=[]), drawn_in_single():
         torch.manual_seed(seed)
-        built = learner(spec)
+        built: object = learner(spec)
+    if not isinstance(built, Learner):
+        raise UsageError(
+            f"{type(built).__name__} is no learner; derive it from lightning_evolve.learners."
+            "Learner, whose forward takes the inputs of a batch by name and returns logits"
+        )
+    # Before anybody else decides on gradients.
+    built.frozen = frozenset(n for n, p in built.named_parameters() if not p.requires_grad)
     return built.to(torch.get_default_dtype())
 
 
@@ -83,8 +93,9 @@ def adapting(learner: Learner, patterns: Sequence[str], option: str = "adapt") -
 
     Args:
         learner: the base classifier.
-        patterns: ``"all"``, ``"head"``, or shell patterns of parameter names such as
-            ``"encoder.encoder.layer.5.*"``; those that begin with ``!`` leave out what they match.
+        patterns: ``"all"`` but what the learner froze itself, ``"head"``, or shell patterns of
+            parameter names such as ``"encoder.encoder.layer.5.*"``; those that begin with ``!``
+            leave out what they match.
         option: where the user gave them.
 
     Raises:
@@ -97,14 +108,27 @@ def adapting(learner: Learner, patterns: Sequence[str], option: str = "adapt") -
         >>> list(adapting(Head(DataSpec(num_classes=2, shape=(3,))), ["all", "!*.bias"]))
         ['hidden.weight', 'head.weight']
     """
+    # A tied parameter answers to each of its names, and goes by the first.
+    names: dict[int, str] = {}
+    every = {
+        name: names.setdefault(id(p), name)
+        for name, p in learner.named_parameters(remove_duplicate=False)
+    }
     parameters = dict(learner.named_parameters())
     found: dict[str, bool] = {}
     for pattern in patterns:
         name = pattern.removeprefix("!")
         glob = {"all": "*", "head": "head.*"}.get(name, name)
-        matched = [name for name in parameters if fnmatchcase(name, glob)]
+        own = learner.frozen if name == "all" else ()
+        matched = [first for n, first in every.items() if fnmatchcase(n, glob) and n not in own]
         if not matched:
             shown = ", ".join(list(parameters)[:8])
             raise UsageError(f"{option}: {pattern!r} names no parameter; there are {shown}, ...")
         found |= dict.fromkeys(matched, not pattern.startswith("!"))
-    return {name: p for name, p in parameters.items() if found.get(name)}
+    chosen: Tensors = {name: p for name, p in parameters.items() if found.get(name)}
+    if not chosen:
+        raise UsageError(
+            f"{option}: {[*patterns]} leaves no parameter; begin with what there is, as in "
+            "[all, '!head']"
+        )
+    return chosen

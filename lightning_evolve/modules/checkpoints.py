@@ -57,6 +57,9 @@ def restored_spec(saved: dict[str, Any]) -> DataSpec:
     return DataSpec(**{**saved, "families": families})
 
 
+_WHAT = {"num_classes": "classes of a task", "vocab_size": "token ids", "shape": "rows of shape"}
+
+
 def check_same_data(ours: DataSpec, saved: DataSpec, source: str | None) -> None:
     """Refuses a checkpoint whose classes or words are not those of the data.
 
@@ -84,5 +87,12 @@ def check_same_data(ours: DataSpec, saved: DataSpec, source: str | None) -> None
             "encoder learned what stands for what; restore them, or train anew (with an encoder "
             "that does not learn, such as CheckpointTokenizer, if rows will change again)"
         )
+    for what in ("num_classes", "vocab_size", "shape"):
+        one, other = getattr(ours, what), getattr(saved, what)
+        if one != other and not ours.class_names:
+            raise UsageError(
+                f"source {source!r} has {_WHAT[what]} {one}, and the model was built for {other}; "
+                "give the data and options of the model's run, or build another model"
+            )
     for name in ours.families.keys() & saved.families.keys():
         check_same_data(ours.families[name], saved.families[name], name)

@@ -64,8 +64,14 @@ class Classifier(L.LightningModule):
 
     def configure_model(self) -> None:
         """Builds the learner once the data is known (Lightning calls it before training)."""
-        if self.spec is None and (spec := attached_spec(self)) is not None:
+        spec = attached_spec(self)
+        if spec is not None and self.spec is not None:
+            check_same_data(spec, self.spec, self._source())
+        elif spec is not None:
             self.build(spec)
+
+    def _source(self) -> str | None:
+        return getattr(getattr(self._trainer, "datamodule", None), "source", None)
 
     def build(self, spec: DataSpec) -> None:
         """Builds the learner; needed by hand only where no Trainer does it.
@@ -92,7 +98,7 @@ class Classifier(L.LightningModule):
 
     def theta(self) -> Tensors:
         """Returns the parameters that are trained, by name."""
-        return adapting(self.learner, self.adapt or ["all"])
+        return adapting(self.learner, ["all"] if self.adapt is None else self.adapt)
 
     @property
     def alpha(self) -> float:
@@ -134,7 +140,8 @@ class Classifier(L.LightningModule):
         """Logs the metrics over the whole split; ``val/reward`` is minus the loss."""
         values = self.val_metrics.compute()
         self.log_dict({**values, "val/reward": -values["val/loss"]}, prog_bar=True)
-        self.val_metrics.reset()
+        with torch.inference_mode(False):  # Lightning may evaluate under it, and train afterwards
+            self.val_metrics.reset()
 
     def test_step(self, batch: Batch | list[Task], batch_idx: int) -> None:
         """Scores rows of the test split."""
@@ -143,7 +150,8 @@ class Classifier(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Logs the metrics over the whole split."""
         self.log_dict(self.test_metrics.compute())
-        self.test_metrics.reset()
+        with torch.inference_mode(False):
+            self.test_metrics.reset()
 
     def predict_step(self, batch: Batch | list[Task], batch_idx: int) -> list[dict[str, Tensor]]:
         """Returns ``rows``, ``predicted`` classes and their ``probability``."""
@@ -166,6 +174,5 @@ class Classifier(L.LightningModule):
         saved_spec = restored_spec(saved_entry(checkpoint)["spec"])
         if self.spec is None:
             self.build(saved_spec)
-        source = getattr(getattr(self._trainer, "datamodule", None), "source", None)
-        check_same_data(self.spec or saved_spec, saved_spec, source)
+        check_same_data(self.spec or saved_spec, saved_spec, self._source())
         check_same_tensors(self.state_dict(), checkpoint["state_dict"])

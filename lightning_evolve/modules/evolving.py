@@ -23,6 +23,7 @@ from lightning_evolve.estimators import (
 )
 from lightning_evolve.inner_loop import Adapted, Pull, detached, inner_steps, logits
 from lightning_evolve.learners.base import Learner, LearnerFactory
+from lightning_evolve.learners.checks import check_statistics
 from lightning_evolve.meta_learners import Gains, MetaLearner, MetaLearnerFactory, State
 from lightning_evolve.modules.building import adapting, attached_spec, build, drawn_in_single
 from lightning_evolve.modules.checkpoints import (
@@ -190,7 +191,10 @@ class EvolvingClassifier(L.LightningModule):
 
     def configure_model(self) -> None:
         """Builds theta and phi once the data is known (Lightning calls it before training)."""
-        if self.spec is None and (spec := attached_spec(self)) is not None:
+        spec = attached_spec(self)
+        if spec is not None and self.spec is not None:
+            check_same_data(spec, self.spec, self._source())
+        elif spec is not None:
             self.build(spec)
             if self.trainer.world_size > 1 and not (self.learn_init or self.meta_learner.phi()):
                 raise UsageError(
@@ -213,6 +217,7 @@ class EvolvingClassifier(L.LightningModule):
             )
         self.spec = spec
         self.learner = build(self.learner_factory, spec, self.seed)
+        check_statistics(self.learner)
         if self.compiled:
             compile_learner(self.learner)
         # Theta is in the state_dict and broadcast by DDP, but only phi is in the reducer.
@@ -226,7 +231,8 @@ class EvolvingClassifier(L.LightningModule):
         if self.learn_init:
             for p in self.learned_init().values():
                 p.requires_grad_(True)
-        self.state = self.meta_learner.init(detached(self.theta()))
+        if self.persistent:
+            self.state = self.meta_learner.init(detached(self.theta()))
         self.val_metrics, self.test_metrics = self._metrics("val/"), self._metrics("test/")
         self.rewards, self.finite = Mean(), FiniteEstimates()
 
@@ -238,7 +244,7 @@ class EvolvingClassifier(L.LightningModule):
 
     def theta(self) -> Tensors:
         """Returns the adapting parameters of the learner by name: the initial or current theta."""
-        return adapting(self.learner, self.adapt or ["all"])
+        return adapting(self.learner, ["all"] if self.adapt is None else self.adapt)
 
     def learned_init(self) -> Tensors:
         """Returns the parameters of the learner whose initial value is learned, by name."""
@@ -486,8 +492,10 @@ class EvolvingClassifier(L.LightningModule):
         # compute() gathers over processes by itself.
         values = {**metrics.compute(), f"{prefix}/reward": self.rewards.compute()}
         self.log_dict(values, prog_bar=prog_bar, rank_zero_only=False)
-        metrics.reset()
-        self.rewards.reset()
+        # Lightning may evaluate under inference mode, whose tensors no training could go on with.
+        with torch.inference_mode(False):
+            metrics.reset()
+            self.rewards.reset()
 
     def predict_step(self, batch: Batch | list[Task], batch_idx: int) -> list[dict[str, Tensor]]:
         """Predicts rows, after adaptation where a batch is made of tasks.
@@ -508,12 +516,13 @@ class EvolvingClassifier(L.LightningModule):
     # ---------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the persistent state of the rule and the shape of the data."""
+        """Adds the rule's state, where theta carries on, and the shape of the data."""
         assert self.spec is not None, "nothing is saved before configure_model"
-        assert self.state is not None, "build() sets the state"
+        assert not self.persistent or self.state is not None, "build() sets the state"
+        state = self.state and {"step": self.state.step, "accumulators": self.state.accumulators}
         checkpoint["lightning_evolve"] = {
             "spec": asdict(self.spec),
-            "state": {"step": self.state.step, "accumulators": self.state.accumulators},
+            "state": state,
             "rule": self.rule_configuration(),
             "memories": saved(self.memories, self.trainer.world_size if self._trainer else 1),
         }
@@ -549,7 +558,8 @@ class EvolvingClassifier(L.LightningModule):
             self.build(saved_spec)
         check_same_data(self.spec or saved_spec, saved_spec, self._source())
         check_same_tensors(self.state_dict(), checkpoint["state_dict"])
-        self.state = State(entry["state"]["step"], entry["state"]["accumulators"])
+        if self.persistent:
+            self.state = State(entry["state"]["step"], entry["state"]["accumulators"])
         trainer = self._trainer
         ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         self.memories = loaded(entry.get("memories", []), *ranks)

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.estimators import Estimate, Estimator
-from lightning_evolve.estimators.perturbation import generator
 from lightning_evolve.inner_loop import Adapted, detached
 from lightning_evolve.learners.base import Learner, LearnerFactory
 from lightning_evolve.meta_learners import Gains, MetaLearnerFactory
@@ -16,6 +15,7 @@ from lightning_evolve.modules.building import build
 from lightning_evolve.modules.evolving import EvolvingClassifier, Players, source_of
 from lightning_evolve.modules.learners import Learners
 from lightning_evolve.modules.metrics import FamilyMetrics
+from lightning_evolve.noise import generator
 from lightning_evolve.rewards import RelativeLoss, Reward
 from lightning_evolve.tasks import DataSpec, Task, Tensors
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
+import os
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -167,7 +169,12 @@ def load_rule(name: str | Path, **options: Any) -> tuple[MetaLearner, dict[str, 
             f"{folder}: the option {missing[0]!r} of {cls.__name__} could not be saved; give it"
         )
     # Only names and shapes matter, and expanded tensors have no memory.
-    tensors = {n: torch.zeros(()).expand(shape) for n, shape in config["tensors"].items()}
+    try:
+        tensors = {n: torch.zeros(()).expand(shape) for n, shape in config["tensors"].items()}
+    except (TypeError, RuntimeError) as error:
+        raise UsageError(
+            f"{folder / CONFIG} is damaged: a tensor is larger than any; save the rule again"
+        ) from error
     try:
         rule = cls(tensors, **settings)
     except UsageError:
@@ -178,12 +185,16 @@ def load_rule(name: str | Path, **options: Any) -> tuple[MetaLearner, dict[str, 
             f"{', '.join(f'{k}={v!r}' for k, v in settings.items())} ({_short(error)}); give it "
             "the options that it was trained with"
         ) from error
-    rule.load_state_dict(_read_phi(folder, rule))
+    rule.load_state_dict(_read_phi(folder, rule, options))
     return rule, config
 
 
 def _write(folder: Path, phi: Mapping[str, torch.Tensor], config: dict[str, Any]) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in phi.items()}
+    alpha = config["alpha"]
+    number = isinstance(alpha, int | float) and math.isfinite(alpha) and alpha >= 0
+    if alpha is not None and not number:
+        raise UsageError(f"alpha is {alpha!r}; give a finite number of at least 0, or none")
     # Before anything is written: phi under the options of another rule would be a third one.
     for key, value in config["trained_on"].items():
         if not (isinstance(key, str) and _is_json(value)):
@@ -193,6 +204,8 @@ def _write(folder: Path, phi: Mapping[str, torch.Tensor], config: dict[str, Any]
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # First gone, written last: a folder that was not finished is no rule.
+        (folder / CONFIG).unlink(missing_ok=True)
         with replacing(folder / PHI) as temporary:
             save_file(tensors, temporary)
         with replacing(folder / CARD) as temporary:
@@ -261,10 +274,10 @@ def _is_of_tensors(config: dict[str, Any]) -> bool:
 
 
 def _find(name: str | Path) -> Path:
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     # A folder that happens to be called "text" is no rule.
-    if str(name) in bundled() and not (folder / CONFIG).is_file():
-        return _BUNDLED / name
+    if folder.name == str(folder) in bundled() and not (folder / CONFIG).is_file():
+        return _BUNDLED / folder
     if folder.is_dir():
         return folder
     there = ", ".join(bundled()) or "none yet"
@@ -275,6 +288,12 @@ def _find(name: str | Path) -> Path:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
+    try:
+        for part in (folder / CONFIG, folder / PHI):
+            if part.exists():
+                part.open("rb").close()
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be read ({_short(error)}); mend its rights") from error
     if not file.is_file() or not (folder / PHI).is_file():
         raise UsageError(
             f"{folder} holds no rule: there is no {CONFIG if not file.is_file() else PHI}; name a "
@@ -305,7 +324,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_phi(folder: Path, rule: MetaLearner) -> Tensors:
+def _read_phi(folder: Path, rule: MetaLearner, options: dict[str, Any]) -> Tensors:
     file = folder / PHI
     try:
         phi: Tensors = load_file(file)
@@ -318,7 +337,8 @@ def _read_phi(folder: Path, rule: MetaLearner) -> Tensors:
         if here != there:
             raise UsageError(
                 f"{file} does not fit its {CONFIG}: {name} is {there} there and {here} in a "
-                f"{type(rule).__name__} of these options; save the rule again"
+                f"{type(rule).__name__} of these options; "
+                + (f"leave out {', '.join(options)}" if options else "save the rule again")
             )
     return phi
 

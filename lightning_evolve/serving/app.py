@@ -26,9 +26,9 @@ from starlette.routing import Route
 from lightning_evolve import __version__
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution.feedback import (
+    BadFeedbackError,
     FeedbackStore,
     Given,
-    UnknownLabelError,
     UnknownPredictionError,
 )
 from lightning_evolve.evolution.journal import Journal
@@ -236,7 +236,7 @@ class Service:
             return self._store.give(body.id, body.label, body.source)
         except UnknownPredictionError as error:
             raise HTTPException(404, str(error)) from None
-        except UnknownLabelError as error:
+        except BadFeedbackError as error:
             raise HTTPException(422, str(error)) from None
 
     def _shown(self) -> dict[str, Any]:

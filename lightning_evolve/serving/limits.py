@@ -75,7 +75,7 @@ class TokenBucket:
         tokens = min(self.burst, tokens + self.rate * (now - since))
         taken = tokens >= 1
         self._buckets[client] = (tokens - taken, now)
-        if len(self._buckets) > _CLIENTS:  # the one that has been away longest has a full one
+        if len(self._buckets) > _CLIENTS:  # the one that has been away longest begins anew
             self._buckets.popitem(last=False)
         return 0.0 if taken else (1 - tokens) / self.rate
 

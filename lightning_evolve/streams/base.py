@@ -18,6 +18,7 @@ from lightning_evolve.data.floor import RawFeatures
 from lightning_evolve.data.rows import Rows
 from lightning_evolve.data.sources import load
 from lightning_evolve.data.table import Table
+from lightning_evolve.errors import UsageError
 from lightning_evolve.streams.shared_out import SharedOut
 from lightning_evolve.tasks import DataSpec, Tensors
 
@@ -70,6 +71,10 @@ class Stream(SharedOut, ABC):
     ) -> None:
         super().__init__(tasks_per_step, seed, num_workers)
         at_least(0, split_seed=split_seed)
+        if split_seed >= 2**32:
+            raise UsageError(f"split_seed is {split_seed}: give a number below {2**32}")
+        if not source:
+            raise UsageError("source is empty: name a file, a folder, a dataset or 'docstrings'")
         self.source = source
         self.subset = subset
         self.text_column = text_column

@@ -25,8 +25,9 @@ class BatchStream(Stream):
     """Mini-batches of fixed classes; each training task is a pair of them.
 
     A task adapts on one mini-batch and scores on the one after it, which is adapted on next. An
-    epoch adapts on each training row once, in an order of its own. Validation, test and prediction
-    give batches of rows.
+    epoch adapts on each training row at most once, in an order of its own: the last mini-batch is
+    only scored on, and tasks that do not fill an outer step are left out. Validation, test and
+    prediction give batches of rows.
 
     Args:
         batch_size: rows of a mini-batch; a task has two.

@@ -235,7 +235,7 @@ def parse(name: str, entry: object) -> Distribution:
     kind = entry.get("distribution", _inferred(entry))
     if kind is None:
         raise UsageError(f"{at} has no distribution; give it value, values, or min and max")
-    if kind not in _KEYS:
+    if not isinstance(kind, str) or kind not in _KEYS:
         close = get_close_matches(str(kind), _KEYS, n=1)
         remedy = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(_KEYS)}"
         raise UsageError(f"{at}: there is no distribution {kind!r}; {remedy}")

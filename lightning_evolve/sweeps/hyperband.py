@@ -80,36 +80,11 @@ class Hyperband:
         if not reached:
             return False
         rung = reached[-1]
-        rivals = [history[rung - 1] for history in histories if len(history) >= rung]
-        return not _among_best(mine[rung - 1] if self.strict else min(mine), rivals, self.eta)
+        rivals = sorted(history[rung - 1] for history in histories if len(history) >= rung)
+        # The floor(n / eta) + 1 lowest of n go on, the trial itself among the n.
+        return (mine[rung - 1] if self.strict else min(mine)) > rivals[len(rivals) // self.eta]
 
 
 def _losses(history: Sequence[float], goal: str) -> list[float]:
     sign = -1 if goal == "maximize" else 1
     return [sign * value for value in history if math.isfinite(value)]
-
-
-def _among_best(value: float, rivals: Sequence[float], eta: int) -> bool:
-    """Returns whether a value is among the floor(n / eta) + 1 lowest of n rivals.
-
-    Optuna's rule, which is that of asynchronous halving (L. Li et al., MLSys 2020), keeps
-    floor(n / eta), or one of few. With eta more rivals that are worse than all it keeps W&B's
-    number: floor((n + eta) / eta).
-
-    Args:
-        value: lower is better.
-        rivals: n values, one of them the trial's own at the rung.
-        eta: the fraction's denominator.
-    """
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=eta)
-    study = optuna.create_study(pruner=pruner)
-    verdict = False
-    # The pruner compares with those that were asked about before, and with the trial itself.
-    for loss in (*rivals[1:], *[math.inf] * eta, value):
-        trial = study.ask()
-        trial.report(loss, step=1)
-        verdict = not trial.should_prune()
-    return verdict

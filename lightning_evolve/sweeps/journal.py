@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_evolve.errors import UsageError
+from lightning_evolve.files import write_json
 from lightning_evolve.sweeps.trials import Trial
 
 
@@ -34,9 +35,6 @@ class Journal:
 
     def save(self) -> None:
         """Writes the file in one piece."""
-        # Only now, because it brings Matplotlib along.
-        from lightning_evolve.files import write_json
-
         content = asdict(self)
         del content["path"]
         for trial in content["trials"]:

@@ -250,6 +250,5 @@ def _hyperband(content: object) -> Hyperband:
 
 
 def _check_optuna(sweep: Sweep) -> None:
-    wanted = "method bayes" if sweep.method == "bayes" else "early_terminate"
-    if (sweep.method == "bayes" or sweep.early_terminate) and find_spec("optuna") is None:
-        raise UsageError(f"{wanted} needs Optuna; pip install 'lightning-evolve[sweeps]'")
+    if sweep.method == "bayes" and find_spec("optuna") is None:
+        raise UsageError("method bayes needs Optuna; pip install 'lightning-evolve[sweeps]'")

@@ -170,6 +170,7 @@ def refused(call, capsys, *options):
         (["--config=small.yaml", "--keep=0"], "keep is 0"),
         (["--config=small.yaml", "--beside=[sometimes]"], "sometimes"),
         (["--config=small.yaml", "--training.stepz=3"], "stepz"),
+        (["--config=small.yaml", "--training.adapt=['!head']"], "leaves no parameter"),
     ],
 )
 def test_bad_options(call, config, capsys, options, said):
@@ -188,6 +189,18 @@ def test_bad_options(call, config, capsys, options, said):
             "nowhere",
         ),
         ({"pretrained": {"encoder": {"class_path": "Wordz"}}}, "Wordz"),
+        ({"pretrained": {"encoder": {"class_path": "Pixels"}}}, "Pixels reads images, and evolve"),
+        (
+            {
+                "optimisation": {
+                    "proposer": {
+                        "class_path": "ThompsonSampling",
+                        "init_args": {"space": {"alpha": []}},
+                    }
+                }
+            },
+            "alpha has no choices",
+        ),
     ],
 )
 def test_bad_configurations(call, config, capsys, change, said):
@@ -301,3 +314,24 @@ def test_the_shipped_experiment(call, tiny):
     assert [g["number"] for g in results["generations"]] == [0, 1]
     assert results["generations"][0]["new_accuracy"] > 3 / 14  # thrice what chance gives
     assert set(results["ways"]) >= {"champion", "never"}
+
+
+def test_a_mistake_at_the_start_binds_a_run_to_nothing(call, config):
+    plan = "{generations: 1, rows: 1000000, classes: [topic00, topic01]}"
+    wrong = f"[{{class_path: Planned, init_args: {{source: topics, phases: [{plan}]}}}}]"
+    answer = call("evolve", config, "--run_dir=run", f"--sources={wrong}")
+    assert answer.mistake
+    assert Path("run", "journal.sqlite").exists(), "it had begun"
+    assert call("evolve", config, "--run_dir=run", "--generations=1").code == 0
+
+
+def test_runs_of_fit_and_of_evolve_are_kept_apart(call, run, tiny):
+    answer = call("fit", "--config=tiny.yaml", "--run_dir=run", "--ckpt_path=last")
+    assert "run is a run of evolve" in answer.mistake
+    assert call("fit", "--config=tiny.yaml", "--run_dir=fitted").code == 0
+    before = sorted(p.name for p in Path("fitted").iterdir())
+    assert (
+        "fitted is a run of fit"
+        in call("evolve", "--config=small.yaml", "--run_dir=fitted").mistake
+    )
+    assert sorted(p.name for p in Path("fitted").iterdir()) == before

@@ -149,6 +149,11 @@ def values(*numbers: float) -> dict[str, Any]:
             "-m lightning_evolve fit",
         ),
         (
+            {"command": ["${interpreter}", "-m", "${program}", "fit", "--config=digits.yaml"]},
+            [],
+            "command does not take model.init_args.alpha: trials would differ in nothing",
+        ),
+        (
             {"parameters": {"seed_everything": {"values": [1, 2]}}},
             ["--seeds=2"],
             "the sweep varies the seed itself",

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -67,8 +70,18 @@ def test_a_damaged_entry_is_made_anew(cache, damage):
     assert make.calls == 2
 
 
+def test_writers_of_one_process_do_not_disturb_each_other(cache):
+    made = [Maker() for _ in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda make: cache.get("x", {}, make), made * 5))
+    assert all(same(entry, found[0]) for entry in found)
+
+
 def test_a_writer_that_fails_leaves_nothing_behind(cache, monkeypatch):
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
         cache.get("x", {}, Maker())
     assert list(cache.folder.iterdir()) == []

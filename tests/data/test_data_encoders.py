@@ -12,6 +12,7 @@ from lightning_evolve.data import (
     Pixels,
     Words,
 )
+from lightning_evolve.data.cache import Cache
 from lightning_evolve.data.encoders import encode
 from lightning_evolve.data.rows import Rows
 from lightning_evolve.errors import UsageError
@@ -313,3 +314,15 @@ def test_checkpoint_encoders_refuse():
         CheckpointTokenizer(max_length=2)
     with pytest.raises(UsageError, match="batch_size is 0"):
         FrozenFeatures(batch_size=0)
+
+
+def test_an_encoder_that_was_typed_in_is_not_cached(tmp_path):
+    """As in a notebook: without a source file, nobody can tell whether it has changed."""
+    made: dict = {"Words": Words, "__name__": "typed_in"}
+    exec("class Typed(Words):\n    pass", made)
+    rows = Rows(["a"] * 3, texts=["one two", "two", "three one"])
+    cache = Cache(tmp_path / "cache")
+    found, size = encode(made["Typed"](), rows, rows, cache)
+    assert torch.equal(found["input_ids"], encode(Words(), rows, rows, cache)[0]["input_ids"])
+    assert size > 3
+    assert not list((tmp_path / "cache").glob("typed*"))

@@ -6,6 +6,7 @@ import io
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lightning_evolve.data.files import read_path, read_texts
@@ -170,6 +171,8 @@ BAD = {
     "no label column": (b'[{"text": "x"}]', "x.json", r"no column 'label'.*label_column to one of"),
     "no label": (b"text,label\nx,a\ny,\n", "x.csv", r"row 2 of .* has no label"),
     "too many fields": (b"text,label\nx,a\nwell, yes,b\n", "x.csv", r"more fields in line 3"),
+    "a column twice": (b"text,label,text\nx,a,y\n", "x.csv", r"two columns called 'text'"),
+    "a list for a text": (b'[{"text": ["x"], "label": "a"}]', "x.json", r"row 1 .* for a text"),
     "open quote": (b'text,label\n"x,a\ny,b\n', "x.csv", r"no csv near line"),
     "Latin-1": (b"text,label\nx,a\ncaf\xe9,b\n", "x.csv", r"not UTF-8: byte 0xe9 in line 3"),
     "UTF-16": ("text,label\nx,a\n".encode("utf-16"), "x.csv", r"not UTF-8: byte 0xff in line 1"),
@@ -177,6 +180,7 @@ BAD = {
     "no gzip": (b"text,label\nx,a\n", "x.csv.gz", r"no whole gzip file"),
     "bad JSON": (b'[{"text": ', "x.json", r"x.json' is no JSON"),
     "bad line": (b'{"text": "x", "label": "a"}\n{"text"\n', "x.jsonl", r"no JSON object in line 2"),
+    "empty JSON": (b"", "x.json", r"^'.*x.json' is empty: fill"),
     "no objects": (b'["x", "y"]', "x.json", r"one object a row"),
     "no list": (b'{"text": "x"}', "x.json", r"one object a row"),
     "cut parquet": (b"PAR1 and then nothing", "x.parquet", r"no whole parquet file"),
@@ -294,3 +298,17 @@ def test_a_folder_of_arrays_keeps_their_splits(tmp_path):
         np.savez(tmp_path / f"{split}.npz", **{f"x_{split}": images, f"y_{split}": [0, 1]})
     found = of(tmp_path)
     assert {split: len(rows) for split, rows in found.items()} == {"train": 2, "test": 2}
+
+
+def test_bytes_are_no_text(read, tmp_path):
+    table = pd.DataFrame({"text": [b"one", b"two"], "label": ["a", "b"]})
+    table.to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(UsageError, match=r"row 1 .* has \"b'one'\" for a text"):
+        read(tmp_path / "x.parquet")
+
+
+def test_a_subset_of_a_file_is_told_to_be_none(tmp_path, cache):
+    (tmp_path / "x.csv").write_bytes(as_csv())
+    with pytest.warns(UserWarning, match="subset 'plus' is for datasets on the hub"):
+        load(str(tmp_path / "x.csv"), cache=cache, subset="plus")
+    assert load("topics", cache=cache)

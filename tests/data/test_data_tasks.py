@@ -203,3 +203,12 @@ def test_digits():
     assert rows.images.min() == 0
     assert rows.images.max() == 1
     assert sorted(set(rows.labels)) == list("0123456789")
+
+
+def test_rows_by_class_are_in_their_order():
+    labels = torch.tensor([2, 0, 2, 5, 0, 2])
+    table = Table({"features": torch.zeros(6, 1)}, labels, tuple("abcdef"))
+    found = table.by_class(torch.tensor([5, 4, 3, 0, 1]))
+    assert {c: rows.tolist() for c, rows in found.items()} == {0: [4, 1], 2: [5, 0], 5: [3]}
+    assert list(found) == [0, 2, 5]
+    assert table.by_class(torch.tensor([], dtype=torch.int64)) == {}

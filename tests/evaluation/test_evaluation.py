@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from functools import partial
 
 import numpy as np
@@ -15,7 +17,7 @@ from lightning_evolve.data import Pixels
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evaluation import interval, nearest_centroid, steps_to_target, tune
 from lightning_evolve.evaluation.ordinary import merged, train
-from lightning_evolve.evaluation.rivals import first_group, tuned_rivals
+from lightning_evolve.evaluation.rivals import first_group, name_of, tuned_rivals
 from lightning_evolve.inner_loop import detached
 from lightning_evolve.learners import CNN, Head
 from lightning_evolve.meta_learners import Adam, AdamW
@@ -185,6 +187,32 @@ def test_the_table_on_ordinary_data(tmp_path, make):
     assert by["adam"]["steps_to_target"]["mean"] in (8, 16)
     assert by["floor"]["accuracy"]["mean"] > 0.8
     assert by["adam"]["accuracy"]["mean"] > 0.6
+
+
+def test_no_rival_is_trained_twice_and_few_thetas_are_kept(tmp_path, monkeypatch):
+    alive, most, calls = weakref.WeakSet(), [], []
+
+    class Kept:
+        """A run that can be seen to be forgotten, which a tuple can not."""
+
+        def __init__(self, run):
+            self.curve, self.theta, self.best_loss = run.curve, run.theta, run.best_loss
+
+    def counted(learner, rule, *given, **options):
+        run = Kept(train(learner, rule, *given, **options))
+        calls.append((name_of(rule), getattr(rule, "keywords", None), options["alpha"]))
+        alive.add(run)
+        gc.collect()
+        most.append(len(alive))
+        return run
+
+    monkeypatch.setattr("lightning_evolve.evaluation.ordinary.train", counted)
+    m = module(theta="persistent", steps=1, alpha=3e-3)
+    table = Comparison(rivals=["sgd", "adam", "adam_groups"])
+    t = trainer(tmp_path, max_steps=4, val_check_interval=2, callbacks=[table])
+    t.fit(m, datamodule=rows())
+    assert len({str(call) for call in calls}) == len(calls) > 15
+    assert max(most) <= 3 + 2, "the best of each method, and the one at hand"
 
 
 def test_a_test_compares_with_the_whole_run(tmp_path, monkeypatch):

@@ -15,10 +15,10 @@ import pytest
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evolution import feedback
 from lightning_evolve.evolution.feedback import (
+    BadFeedbackError,
     FeedbackStore,
     Given,
     Prediction,
-    UnknownLabelError,
     UnknownPredictionError,
 )
 
@@ -178,7 +178,7 @@ def test_what_makes_no_sense_is_refused_and_leaves_nothing(store, values, error,
 
 def test_labels_that_are_no_classes(store):
     store.classes = ["sports", "science", "politics"]
-    with pytest.raises(UnknownLabelError, match=r"'sport' is no class .* nearest are sports"):
+    with pytest.raises(BadFeedbackError, match=r"'sport' is no class .* nearest are sports"):
         store.give("p", "sport", "ann")
     assert store.give("p", "sports", "ann").status == "accepted"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from lightning_evolve.evolution.optimisation import Optimisation
 from lightning_evolve.evolution.outer_step import OuterStep, ascent, perturbations
 from lightning_evolve.evolution.proposers import RandomSearch, ThompsonSampling
 from lightning_evolve.evolution.training import Training
-from lightning_evolve.meta_learners import Adam
+from lightning_evolve.meta_learners import Adam, Gains, MetaSGD
 
 PHI = {"gain": torch.tensor([0.0, 1.0, -1.0]), "bias": torch.tensor([[2.0]])}
 SLOPE = {"gain": torch.tensor([1.0, -2.0, 0.5]), "bias": torch.tensor([[3.0]])}
@@ -271,3 +272,65 @@ def test_what_no_generation_could_plan_is_refused_before_the_first():
     Optimisation(pairs=1).check(Training("text"))
     with pytest.raises(UsageError, match="the space names 'alpa'"):
         Optimisation(proposer=ThompsonSampling({"alpa": [0.1, 0.2]})).check(Training("text"))
+
+
+def test_a_rule_whose_phi_changes_with_the_model_is_refused():
+    roles, tensors = partial(Gains, per="role"), partial(Gains, per="tensor")
+    adapt = ThompsonSampling({"adapt": [["head"], ["all"]]})
+    with pytest.raises(UsageError, match="phi for each coordinate, and a new class brings new"):
+        Optimisation(pairs=1).check(Training(MetaSGD, alpha=0.1))
+    with pytest.raises(UsageError, match="phi for each tensor, and the space varies which"):
+        Optimisation(pairs=1, proposer=adapt).check(Training(tensors, alpha=0.1))
+    Optimisation(pairs=1).check(Training(tensors, alpha=0.1))
+    Optimisation(pairs=1, proposer=adapt).check(Training(roles, alpha=0.1))
+
+
+@pytest.mark.parametrize("pairs", [1, 3, 5])
+@pytest.mark.parametrize("choices", [[5], [5, 10]])
+def test_a_space_of_few_choices_fills_the_plan(pairs, choices):
+    optimisation = Optimisation(pairs, proposer=ThompsonSampling({"steps": choices}))
+    plan = optimisation.plan(Empty(), Training("text"), (0, 1))
+    assert [trial["variant"] for trial in plan] == [None, *range(2 * pairs)]
+    assert {trial["settings"]["steps"] for trial in plan} <= set(choices)
+
+
+class Empty:
+    """A journal in which nothing has been learned."""
+
+    def state(self, name):
+        return None
+
+
+def test_a_lone_challenger_is_set_beside_the_champion(tmp_path):
+    """Beside itself it would gain nothing, whatever it was."""
+    optimisation = Optimisation(0, proposer=ThompsonSampling({"alpha": [10.0, 0.1]}))
+    journal = Kept()
+    for alpha, reward in ((10.0, -0.9), (0.1, -0.4), (10.0, None)):
+        trial = {"settings": {"alpha": alpha}, "reward": reward, "steps": 5}
+        journal.kept |= optimisation.learn(
+            journal, None, Training("text"), None, [trial], 0, lambda: -0.5
+        )
+    assert optimisation.plan(journal, Training("text"), (0, 1))
+    assert optimisation.proposer.best() == {"alpha": 0.1}
+
+
+class Kept(Empty):
+    """A journal that keeps what was learned."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def state(self, name):
+        return self.kept.get(name)
+
+
+def test_settings_that_no_training_could_take_are_refused():
+    for space, said in (
+        ({"alpha": ["abc"]}, "the space has 'abc' for alpha; give a number above 0"),
+        ({"alpha": [-1]}, "-1 for alpha"),
+        ({"steps": [2.5]}, "2.5 for steps; give a whole number"),
+        ({"replay": [1.0]}, "1.0 for replay"),
+        ({"adapt": ["head"]}, "'head' for adapt; give a list"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            Optimisation(0, proposer=RandomSearch(space)).check(Training("text"))

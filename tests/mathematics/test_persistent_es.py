@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from lightning_evolve.errors import UsageError
 from lightning_evolve.estimators import PersistentES, persistent_es, unrolled
 from lightning_evolve.estimators.memory import plain, restored
+from lightning_evolve.noise import generator
 from lightning_evolve.rewards import Accuracy, NegativeLoss
 from tests.mathematics.test_meta_gradients import RULES, make_episode
 
@@ -120,3 +123,21 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UsageError, match="initial theta"):
         estimator.check(steps=8, measured=(4, 8), reward=NegativeLoss(), learn_init=True)
     estimator.check(steps=8, measured=(4, 8), **fits)
+
+
+def test_the_noise_is_not_what_the_initial_theta_is_drawn_from(monkeypatch):
+    """`EvolvingRule` draws each episode's theta from the seed, the index and 1."""
+    episode, asked = episode_of()._replace(measured=tuple(range(1, STEPS + 1))), []
+    monkeypatch.setattr(
+        sys.modules["lightning_evolve.estimators.persistent_es"],  # the name is its function's
+        "generator",
+        lambda *numbers: asked.append(numbers) or generator(*numbers),
+    )
+    for step in range(3):
+        memory = persistent_es(episode, window=1).memory
+        episode = episode._replace(memory=memory)
+        assert memory.step == step + 1
+    drawn = [torch.randn(3, generator=generator(*numbers)).tolist() for numbers in asked]
+    theirs = torch.randn(3, generator=generator(episode.seed, episode.task.index, 1)).tolist()
+    assert theirs not in drawn
+    assert len({tuple(d) for d in drawn}) == 3

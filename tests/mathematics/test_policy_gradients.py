@@ -20,11 +20,12 @@ from lightning_evolve.estimators import (
     reinforce,
     unrolled,
 )
-from lightning_evolve.estimators.actor_critic import improvements, roll_out, score
-from lightning_evolve.estimators.perturbation import generator, play
+from lightning_evolve.estimators.actor_critic import improvements, roll_out
+from lightning_evolve.estimators.perturbation import play
 from lightning_evolve.inner_loop import Adapted, detached, logits
 from lightning_evolve.learners import Head
 from lightning_evolve.meta_learners import Adam, Controller, Gains, MetaLearner
+from lightning_evolve.noise import generator
 from lightning_evolve.rewards import Accuracy, NegativeLoss
 from lightning_evolve.tasks import Batch, DataSpec, Task
 from tests.mathematics.test_meta_gradients import is_slope
@@ -230,7 +231,7 @@ def test_scoring_seldom_changes_no_return(walked):
     episode = episode._replace(reward=lambda *given: asked.append(1) or reward(*given))
     options = dict(rollouts=1, gae_lambda=1.0, value_weight=0.0)
     controller = episode.meta_learner
-    first = score(episode, episode.start)[1]
+    first = episode.score(episode.start.theta, 0)[1].detach()
     runs = [
         roll_out(episode, controller, torch.Generator().manual_seed(0), first, score_every)
         for score_every in (1, 2, 9)
@@ -273,7 +274,9 @@ def test_improvements_add_up_to_the_reward_less_the_start():
 def test_the_value_function_converges_to_the_return(walked):
     controller = walked.meta_learner
     critic = {n: p for n, p in controller.phi().items() if n.startswith("critic")}
-    run = roll_out(walked, controller, generator(0, 0), score(walked, walked.start)[1])
+    run = roll_out(
+        walked, controller, generator(0, 0), walked.score(walked.start.theta, 0)[1].detach()
+    )
     first = (run.statistics[0], run.scores[0], torch.ones((), dtype=torch.float64))
     untrained = float(controller.value(*first).detach())
     optimizer = torch.optim.Adam(critic.values(), lr=0.02)

@@ -96,6 +96,9 @@ def test_killed_and_resumed(tmp_path, monkeypatch, theta, estimator):
         for key, value in whole["state_dict"].items():
             assert torch.equal(value, killed["state_dict"][key]), key
         saved, again = (c["lightning_evolve"]["state"] for c in (whole, killed))
+        if theta == "episodic":
+            assert saved is again is None, "each task begins with a state of its own"
+            continue
         assert saved["step"] == again["step"]
         for kind, tensors in saved["accumulators"].items():
             for key, value in tensors.items():

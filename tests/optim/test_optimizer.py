@@ -601,3 +601,70 @@ def test_what_cannot_be_compiled_is_said(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UsageError, match=r"no-such-compiler.*or give compile=False"):
         LearnedOptimizer(Net().named_parameters(), CoordinateMLP, compile=True)
+
+
+# ------------------------------------------------------------------ wrappers and mistakes
+
+
+@pytest.mark.parametrize("rule", [Gains, partial(Gains, per="role"), Muon, RATIOS])
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_the_names_of_a_wrapper_change_nothing(rule, prefix):
+    """Those of a compiled or distributed model, or of an average of models."""
+    plain, wrapped = Net(), Net()
+    ours = optimizer_of(plain, rule)
+    named = [(prefix + name, p) for name, p in wrapped.named_parameters()]
+    theirs = LearnedOptimizer(named, ours.rule, lr=0.02)
+    train(wrapped, theirs)
+    equal(train(plain, ours), dict(wrapped.named_parameters()))
+
+
+@pytest.mark.parametrize("rule", [Gains, partial(Gains, per="role")])
+def test_a_state_goes_on_under_the_names_that_the_optimizer_has(rule):
+    source, target = Net(), Net()
+    first = optimizer_of(source, rule)
+    train(source, first)
+    state = deepcopy(first.state_dict())
+    for group in state["param_groups"]:
+        group["param_names"] = [f"wrapped.{name}" for name in group["param_names"]]
+    target.load_state_dict(source.state_dict())
+    second = LearnedOptimizer(target.named_parameters(), first.rule, lr=0.02)
+    second.load_state_dict(state)
+    assert second.param_groups[0]["param_names"] == [n for n, _ in target.named_parameters()]
+    equal(train(target, second, first=5), train(source, first, first=5))
+    unnamed = LearnedOptimizer(Net().parameters(), first.rule)
+    unnamed.load_state_dict(state)
+    assert "param_names" not in unnamed.param_groups[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_decay_that_16_bits_would_round_away_counts(dtype):
+    p = nn.Parameter(torch.ones(3, dtype=dtype))
+    p.grad = torch.full_like(p, 1e-3)
+    LearnedOptimizer([p], SGD, lr=1.0, weight_decay=1e-3).step()
+    expected = (torch.ones(3) - 1e-3 * p.grad.float() / p.grad.float() - p.grad.float()).to(dtype)
+    assert torch.equal(p.detach(), expected)
+
+
+def test_options_of_a_group_that_would_be_ignored():
+    p = nn.Parameter(torch.ones(2))
+    for option in ("maximize", "betas", "eps", "momentum"):
+        with pytest.raises(UsageError, match=f"a parameter group has {option}, which is the rule"):
+            LearnedOptimizer([{"params": [p], option: 1}], Adam)
+    with pytest.warns(UserWarning, match="has wieght_decay, which LearnedOptimizer does not read"):
+        LearnedOptimizer([{"params": [p], "wieght_decay": 0.1}], Adam)
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "said"),
+    [
+        (torch.optim.Adam, {}, "rule is Adam, which is no update rule"),
+        (nn.Linear(2, 2), {}, "rule is .*, which is no update rule"),
+        (lambda named: None, {}, "gives None and no update rule"),
+        (Adam, {"lr": None}, "lr is None; give a number"),
+        (Adam, {"lr": "1e-3"}, "lr is '1e-3'; give a number"),
+        (partial(Gains, betas=(0.9,)), {}, r"betas is \(0.9,\); give two"),
+    ],
+)
+def test_what_is_no_rule_or_rate_is_said(rule, options, said):
+    with pytest.raises(UsageError, match=said):
+        LearnedOptimizer([nn.Parameter(torch.ones(2))], rule, **options)

@@ -180,6 +180,19 @@ def test_what_is_not_json_is_refused_before_a_rule_is_replaced(folder):
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
 
 
+def test_a_rule_that_was_not_written_to_its_end_is_none(folder, monkeypatch):
+    """Phi of one rule beside the options of another would be a third one."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_evolve.pretrained.write_json", stop)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer_of(Net(), partial(Gains, horizon=5)).save_pretrained(folder)
+    with pytest.raises(UsageError, match=r"holds no rule: there is no config\.json"):
+        LearnedOptimizer.from_pretrained(Net().named_parameters(), folder)
+
+
 def test_an_undamaged_one_loads(folder):
     LearnedOptimizer.from_pretrained(Net().named_parameters(), folder)
 
@@ -236,3 +249,48 @@ def test_a_rule_of_the_users_own(tmp_path):
         load_rule(tmp_path)
     again = LearnedOptimizer.from_pretrained(model.named_parameters(), tmp_path, shrink=torch.tanh)
     train(model, again, steps=2)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), -1.0, "0.1", torch.tensor(0.1)])
+def test_a_rate_that_is_none_is_refused_before_a_rule_is_replaced(folder, alpha):
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(UsageError, match="alpha is "):
+        save_rule(optimizer_of(Net()).rule, folder, alpha=alpha)
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_options_that_phi_does_not_fit_are_named():
+    with pytest.raises(UsageError, match="of these options; leave out knots"):
+        load_rule("general", knots=7)
+
+
+def test_a_slash_at_the_end_of_a_name():
+    assert load_rule("general/")[1] == load_rule("general")[1]
+
+
+def test_what_may_not_be_read_is_not_called_damaged(folder, monkeypatch):
+    real = type(folder).open
+
+    def refuse(path, *given, **options):
+        if path.name == "rule.safetensors":
+            raise PermissionError(13, "Permission denied")
+        return real(path, *given, **options)
+
+    monkeypatch.setattr(type(folder), "open", refuse)
+    with pytest.raises(UsageError, match=r"cannot be read .*; mend its rights"):
+        load_rule(folder)
+
+
+def test_a_tensor_that_is_larger_than_any(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["tensors"] = {"w": [10**30]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="a tensor is larger than any"):
+        load_rule(folder)
+
+
+def test_an_empty_history_can_be_saved(tmp_path):
+    optimizer = LearnedOptimizer.from_pretrained(Net().named_parameters(), "general")
+    assert optimizer.trained_on
+    optimizer.save_pretrained(tmp_path / "r", trained_on={})
+    assert load_rule(tmp_path / "r")[1]["trained_on"] == {}

@@ -98,6 +98,7 @@ BAD_BODIES = [
     ("/feedback", {"id": "x", "label": ""}, '"label" is blank'),
     ("/feedback", {"id": "x", "label": "sport", "when": 3}, 'unknown key "when"'),
     ("/feedback", {"id": "x", "label": "sport", "source": "s" * 101}, "at most 100 characters"),
+    ("/feedback", {"id": "x", "label": "sport", "source": "a\nb"}, "signs that cannot be printed"),
     ("/feedback", {"id": "x", "label": "sprot"}, "nearest are sport,"),
 ]
 

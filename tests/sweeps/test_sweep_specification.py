@@ -196,18 +196,12 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "is a list" in refusal(path)
 
 
-@pytest.mark.parametrize(
-    ("changes", "wanted"),
-    [({"early_terminate": None}, "method bayes"), ({"method": "random"}, "early_terminate")],
-)
-def test_without_optuna_the_extra_is_named(
-    write: Write, changes: dict[str, Any], wanted: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_optuna_the_extra_is_named(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(specification, "find_spec", lambda name: None)
-    message = refusal(write(**changes))
-    assert f"{wanted} needs Optuna; pip install 'lightning-evolve[sweeps]'" in message
-    # Neither is needed for what we do ourselves.
-    load(write(method="random", early_terminate=None))
+    message = refusal(write())
+    assert "method bayes needs Optuna; pip install 'lightning-evolve[sweeps]'" in message
+    # It is not needed for what we do ourselves.
+    load(write(method="random"))
 
 
 def test_settings_without_effect_warn(write: Write) -> None:

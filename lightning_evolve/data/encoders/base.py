@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self
 
-from lightning_evolve.data.cache import Cache, Entry, code_digest
+from lightning_evolve.data.cache import Cache, Entry, class_digest
 from lightning_evolve.data.rows import Rows
 from lightning_evolve.errors import UsageError
 from lightning_evolve.tasks import Tensors
@@ -107,12 +107,13 @@ def encode(encoder: Encoder, training: Rows, rows: Rows, cache: Cache) -> tuple[
         encoder.fit(training)
         return Entry(encoder.encode(rows), {"vocab_size": encoder.vocab_size})
 
-    if not encoder.cached:
+    code = class_digest(type(encoder)) if encoder.cached else None
+    if code is None:
         entry = make()
     else:
         key = {
             "encoder": name,
-            "code": code_digest(inspect.getfile(type(encoder))),
+            "code": code,
             "settings": encoder.settings(),
             "training": training.digest() if encoder.learns else "",
             "rows": rows.digest(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ class WatchedFolder(Source):
         if not settle_seconds >= 0:
             raise UsageError(f"settle_seconds is {settle_seconds}: give 0 or more")
         self.name = f"folder:{path}"
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path))
         self.columns = (text_column, label_column, time_column)
         self.trust = trust
         self.settle_seconds = settle_seconds

@@ -86,8 +86,10 @@ class Windows:
         """
         self.current.extend(rows)
         alarms = []
-        while len(self.current) >= self.size:
-            window, self.current = self.current[: self.size], self.current[self.size :]
+        whole = len(self.current) // self.size * self.size
+        windows = [self.current[i : i + self.size] for i in range(0, whole, self.size)]
+        self.current = self.current[whole:]
+        for window in windows:
             if self.reference is None:
                 self.reference, self.looks = window, 0
                 continue
