@@ -48,7 +48,7 @@ def with_rotations(arranged: Arranged) -> Arranged:
         concatenate(turned),
         tuple(sorted(classes)),
         {
-            name: torch.cat([numbers + part * len(rows) for part in range(4)])
+            name: torch.cat([numbers + part * len(rows) for part in range(TURNS)])
             for name, numbers in splits.items()
         },
         notes,

@@ -15,6 +15,7 @@ from lightning_evolve.meta_learners.base import MetaLearner, State, named
 from lightning_evolve.meta_learners.foreach import on_temporaries
 from lightning_evolve.meta_learners.moments import TINY, Moments, adam_moments, check_adam
 from lightning_evolve.meta_learners.roles import ROLES, roles
+from lightning_evolve.meta_learners.statistics import progress
 from lightning_evolve.tasks import Tensors
 
 
@@ -114,8 +115,7 @@ class Gains(MetaLearner):
         Args:
             step: inner steps already taken.
         """
-        progress = min(1.0, math.log1p(step) / math.log1p(self.horizon))
-        position = progress * (len(self.log_schedule) - 1)
+        position = progress(step, self.horizon) * (len(self.log_schedule) - 1)
         left = min(int(position), len(self.log_schedule) - 2)
         return torch.lerp(self.log_schedule[left], self.log_schedule[left + 1], position - left)
 

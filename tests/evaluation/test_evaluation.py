@@ -16,7 +16,7 @@ from lightning_evolve.callbacks.comparison import Comparison
 from lightning_evolve.data import Pixels
 from lightning_evolve.errors import UsageError
 from lightning_evolve.evaluation import interval, nearest_centroid, steps_to_target, tune
-from lightning_evolve.evaluation.ordinary import merged, train
+from lightning_evolve.evaluation.ordinary import _macro_f1, merged, train
 from lightning_evolve.evaluation.rivals import first_group, name_of, tuned_rivals
 from lightning_evolve.inner_loop import detached
 from lightning_evolve.learners import CNN, Head
@@ -258,3 +258,19 @@ def test_a_step_of_a_rival_has_all_rows_of_an_outer_step():
     pairs = [Task((batch(0, 1),), batch(2)), Task((batch(3),), batch(4, 5))]
     one = merged(pairs)
     assert [b.rows.tolist() for b in (*one.support, one.query)] == [[0, 1], [2], [3], [4, 5]]
+
+
+def test_macro_f1_is_scikit_learns_and_its_interval_covers():
+    from sklearn.metrics import f1_score
+
+    generator = np.random.default_rng(0)
+    truth = generator.integers(5, size=400)
+    predicted = np.where(generator.random(400) < 0.7, truth, generator.integers(7, size=400))
+    found = _macro_f1(truth, predicted)
+    assert found["mean"] == pytest.approx(f1_score(truth, predicted, average="macro"))
+    draws = generator.integers(400, size=(1000, 400))
+    by_rows = [f1_score(truth[d], predicted[d], average="macro") for d in draws]
+    low, high = np.quantile(by_rows, [0.025, 0.975])
+    assert found["low"] == pytest.approx(low, abs=0.01)
+    assert found["high"] == pytest.approx(high, abs=0.01)
+    assert _macro_f1(truth[:1], truth[:1]) == {"mean": 1.0, "low": 1.0, "high": 1.0}

@@ -70,7 +70,8 @@ class Keep(L.Callback):
 
     def on_train_end(self, trainer, pl_module):
         numbers = {name: t.clone() for name, t in pl_module.state_dict().items()}
-        for kind, tensors in pl_module.state.accumulators.items():
+        state = pl_module.state  # none where each task begins with its own
+        for kind, tensors in state.accumulators.items() if state else ():
             numbers |= {f"state.{kind}.{name}": t for name, t in tensors.items()}
         metrics = trainer.callback_metrics
         numbers |= {name: metrics[name] for name in pl_module.METRICS if name in metrics}

@@ -86,8 +86,7 @@ class Dtypes(L.Callback):
         self.seen = set()
         for place in (
             "lightning_evolve.inner_loop",
-            "lightning_evolve.estimators.unrolled",
-            "lightning_evolve.estimators.perturbation",
+            "lightning_evolve.estimators.base",
             "lightning_evolve.evaluation.curves",
             "lightning_evolve.evaluation.ordinary",
             "lightning_evolve.modules.evolving",
@@ -134,7 +133,7 @@ def test_every_learner_and_every_estimator_run(
     fit(tmp_path, model, data(learner), precision, [seen, held_out])
     assert floats(model.learner.parameters()) == {wanted}
     assert floats(model.meta_learner.parameters()) == {wanted}
-    for tensors in model.state.accumulators.values():
+    for tensors in model.start().state.accumulators.values():
         assert floats(tensors.values()) == {wanted}
     assert seen.seen == {wanted}
     assert [row["method"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]]
