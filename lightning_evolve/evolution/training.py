@@ -121,7 +121,7 @@ class Training:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         fits = {
             "alpha": number and math.isfinite(value) and value > 0,
-            "steps": number and value == int(value) and value >= 1,
+            "steps": number and value >= 1 and value % 1 == 0,
             "replay": number and 0 <= value < 1,
             "adapt": isinstance(value, list | tuple)
             and all(isinstance(part, str) for part in value),

@@ -558,7 +558,7 @@ class EvolvingClassifier(L.LightningModule):
             self.build(saved_spec)
         check_same_data(self.spec or saved_spec, saved_spec, self._source())
         check_same_tensors(self.state_dict(), checkpoint["state_dict"])
-        if self.persistent:
+        if self.persistent and entry["state"]:  # an episodic run's has none: as at the start
             self.state = State(entry["state"]["step"], entry["state"]["accumulators"])
         trainer = self._trainer
         ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)

@@ -329,6 +329,7 @@ def test_settings_that_no_training_could_take_are_refused():
         ({"alpha": ["abc"]}, "the space has 'abc' for alpha; give a number above 0"),
         ({"alpha": [-1]}, "-1 for alpha"),
         ({"steps": [2.5]}, "2.5 for steps; give a whole number"),
+        ({"steps": [math.inf]}, "inf for steps"),
         ({"replay": [1.0]}, "1.0 for replay"),
         ({"adapt": ["head"]}, "'head' for adapt; give a list"),
     ):

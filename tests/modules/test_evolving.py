@@ -322,3 +322,14 @@ def test_mini_batches_of_fixed_classes_need_a_theta_that_goes_on():
         module().build(spec)
     module(theta="persistent").build(spec)
     module(learn_init=True).build(spec)
+
+
+def test_a_persistent_run_begins_from_an_episodic_ones_checkpoint(tmp_path):
+    first, second = module(), module(theta="persistent")
+    episodic = trainer(tmp_path, max_steps=2, limit_val_batches=0)
+    episodic.fit(first, datamodule=stream())
+    episodic.save_checkpoint(tmp_path / "c.ckpt")
+    saved = torch.load(tmp_path / "c.ckpt", weights_only=True)
+    second.build(first.spec)
+    second.on_load_checkpoint(saved)
+    assert second.state.step == 0
