@@ -6,7 +6,7 @@ from importlib import import_module
 
 from lightning_evolve.cli.config_files import check_yaml
 from lightning_evolve.cli.lightning_cli import Parser
-from lightning_evolve.errors import UsageError
+from lightning_evolve.errors import UsageError, mistake_behind
 from lightning_evolve.evolution.baselines import Baseline
 from lightning_evolve.evolution.collection import Source
 from lightning_evolve.evolution.gate import Gate
@@ -73,11 +73,7 @@ def build(arguments: list[str], *, print_config: bool = False) -> tuple[Evolutio
     try:
         built = parser.instantiate_classes(parsed)
     except ValueError as error:
-        # The parser wraps what a constructor refuses.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UsageError):
-            cause = cause.__cause__
-        if cause is None:
-            raise
-        raise cause from error
+        if mistake := mistake_behind(error):
+            raise mistake from error
+        raise
     return Evolution(**built.as_dict()), text

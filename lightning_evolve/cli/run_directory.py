@@ -267,7 +267,9 @@ def _last(path: Path) -> Path | None:
             f"{path} holds {foreign[0]} and no {CONFIG}, so it is not a run; "
             "choose another --run_dir"
         )
-    if (path / "journal.sqlite").exists():
+    from lightning_evolve.evolution.state import JOURNAL
+
+    if (path / JOURNAL).exists():
         raise UsageError(
             f"{path} is a run of evolve; go on with it by evolve --run_dir, or choose another"
         )

@@ -15,7 +15,7 @@ import yaml
 from lightning_evolve.cli.arguments import config_files
 from lightning_evolve.cli.arguments import expand as in_full
 from lightning_evolve.cli.config_files import check_config
-from lightning_evolve.errors import UsageError
+from lightning_evolve.errors import UsageError, mistake_behind
 from lightning_evolve.sweeps import Sweep, expand, search_for
 
 _MODULE = ["-m", "lightning_evolve", "fit"]
@@ -144,9 +144,6 @@ def _check_model(experiment: dict[str, Any], what: str) -> None:
     try:
         build(parser.parse_object({"model": experiment["model"]}))
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UsageError):
-            cause = cause.__cause__
-        if cause is None:
-            raise
-        raise UsageError(f"the sweep can choose {what}: {cause}") from error
+        if mistake := mistake_behind(error):
+            raise UsageError(f"the sweep can choose {what}: {mistake}") from error
+        raise
